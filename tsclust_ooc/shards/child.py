@@ -1,0 +1,122 @@
+"""A parser process: reads one request a line from stdin, answers on stdout, dies alone.
+
+Run as `python -m tsclust_ooc.shards.child`; `parsers` is its only caller. Requests and answers are one line of JSON;
+the answer to `read` is followed by `n_bytes` raw bytes. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import resource
+import sys
+from functools import lru_cache
+from typing import Any, BinaryIO
+
+# Before h5py is imported: HDF5 reads these when it starts. '::' forbids every plugin.
+os.environ["HDF5_PLUGIN_PRELOAD"] = "::"
+os.environ["HDF5_USE_FILE_LOCKING"] = "FALSE"
+
+import h5py
+
+from tsclust_ooc.shards import hdf5
+from tsclust_ooc.shards.schema import Member, Schema, ShardError, Structure
+from tsclust_ooc.shards.templates import MAX_METADATA_BYTES, Template, check_stamp, stamp_of
+
+_ADDRESS_SPACE = 6 * 2**30
+
+
+def probe(path: str, *, learn: bool) -> dict[str, Any]:
+    """The structure of a file, and with `learn` the template it makes, if it makes one."""
+    size, image = hdf5.bytes_of(path)
+    structure = hdf5.structure_of(hdf5.open_guarded(path, image))
+    template = learn_template(image, structure) if learn and image is not None else None
+    return {"structure": structure_to_json(structure), "template": vars(template) if template else None, "size": size}
+
+
+def learn_template(image: bytes, structure: Structure) -> Template | None:
+    """The template that a parsed file makes, or None when its data are not one plain region."""
+    plain = [m for m in structure.members if not m.code and m.offset >= 0 and m.n_bytes > 0]
+    if not plain or structure.warnings:
+        return None
+    member = max(plain, key=lambda m: m.n_bytes)
+    head, tail = image[: member.offset], image[member.offset + member.n_bytes :]
+    if len(head) + len(tail) > MAX_METADATA_BYTES or not _free_of_metadata(head, tail, member, structure):
+        return None
+    return Template(
+        len(image), member.name, member.shape, member.dtype, member.offset, member.n_bytes,
+        base64.b64encode(head).decode(), base64.b64encode(tail).decode(),
+    )  # fmt: skip
+
+
+def _free_of_metadata(head: bytes, tail: bytes, member: Member, structure: Structure) -> bool:
+    """Whether HDF5 finds the same structure with the data region overwritten, twice, by different bytes."""
+    for filler in (b"\xff", b"\x5a"):
+        try:
+            found = hdf5.structure_of(hdf5.open_guarded("", head + filler * member.n_bytes + tail))
+        except ShardError:
+            return False
+        if found != structure:
+            return False
+    return True
+
+
+def structure_to_json(structure: Structure) -> list[Any]:
+    """A structure in JSON's types."""
+    return [[[m.name, m.shape, m.dtype, m.offset, m.code, m.detail] for m in structure.members], structure.warnings]
+
+
+@lru_cache(maxsize=1)
+def _opened(path: str, stamp: tuple[int, int]) -> hdf5.Opened:
+    """The file of the last request stays open: a large shard is read in pieces."""
+    return hdf5.open_guarded(path)
+
+
+def read(request: dict[str, Any], out: BinaryIO) -> dict[str, Any]:
+    """Answer a read: the header, with the raw samples to follow."""
+    path, stamp = request["path"], tuple(request["stamp"])
+    check_stamp(stamp, stamp_of(path))
+    schema = Schema(**{**request["schema"], "item_shape": tuple(request["schema"]["item_shape"])})
+    samples, names = hdf5.read(_opened(path, stamp), schema, request["start"], request["stop"])
+    check_stamp(stamp, stamp_of(path))
+    raw = memoryview(samples).cast("B") if samples.size else b""
+    _send(out, {"n_bytes": len(raw), "names": names})
+    out.write(raw)
+    return {}
+
+
+def answer(request: dict[str, Any], out: BinaryIO) -> None:
+    """Do one request; a shard that cannot be used is an answer, not a crash."""
+    try:
+        if request["do"] == "read":
+            read(request, out)
+        else:
+            _send(out, probe(request["path"], learn=request["do"] == "learn"))
+    except ShardError as error:
+        _send(out, {"problem": [error.problem.code, error.problem.detail]})
+    except OSError as error:
+        _send(out, {"problem": ["unreadable", error.strerror or str(error)]})
+    except MemoryError:
+        _send(out, {"problem": ["size-limit", "does not fit the memory of a parser process"]})
+    out.flush()
+
+
+def _send(out: BinaryIO, message: dict[str, Any]) -> None:
+    out.write(json.dumps(message).encode() + b"\n")
+
+
+def main() -> None:
+    """Serve requests until stdin closes."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    wanted = _ADDRESS_SPACE if hard == resource.RLIM_INFINITY else min(_ADDRESS_SPACE, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (wanted, hard))
+    h5py._errors.silence_errors()
+    out = sys.stdout.buffer
+    for line in sys.stdin.buffer:
+        answer(json.loads(line), out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,287 @@
+"""The guarded open: what is in an HDF5 file, and its samples, without following or believing it.
+
+Runs in a child process (`child`). Invariant: no soft or external link, external storage, virtual dataset, plugin or
+filter outside the list is ever followed; nothing is allocated that the stored bytes do not account for; data that was
+never written is never read as fill values.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import stat
+import struct
+from dataclasses import dataclass
+
+import h5py
+import numpy as np
+
+from tsclust_ooc.shards import layouts
+from tsclust_ooc.shards.schema import DATASET_PER_ITEM, ROWS_PER_FILE, Member, Schema, ShardError, Structure
+
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
+IMAGE_BYTES = 16 * 2**20
+"""Files up to this size are read whole and parsed in memory: one open and one read on a network filesystem."""
+
+_MAX_CHUNK_BYTES = 256 * 2**20
+_MAX_DECLARED_BYTES = 2**50
+_MAX_EXPANSION = 1100  # deflate cannot shrink more than 1032:1
+_MAX_MEMBERS, _MAX_DEPTH = 2_000_000, 8
+_UNDEFINED = 2**64 - 1
+_FILTERS = {
+    h5py.h5z.FILTER_DEFLATE: "gzip",
+    h5py.h5z.FILTER_SHUFFLE: "shuffle",
+    h5py.h5z.FILTER_FLETCHER32: "fletcher32",
+    h5py.h5z.FILTER_SZIP: "szip",
+    h5py.h5z.FILTER_NBIT: "nbit",
+    h5py.h5z.FILTER_SCALEOFFSET: "scaleoffset",
+    h5py.h5z.FILTER_LZF: "lzf",
+}
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An open file, its size, and what was odd about it."""
+
+    id: h5py.h5f.FileID
+    size: int
+    warnings: tuple[str, ...]
+
+
+def open_guarded(path: str, image: bytes | None = None) -> Opened:
+    """Open `path` (or the file `image`) after checking that it is a plain, whole HDF5 file; ShardError otherwise."""
+    if image is None:
+        size, image = bytes_of(path)
+    else:
+        size = len(image)
+    head = image[:4096] if image is not None else _head(path)
+    warnings = check_superblock(head, size)
+    try:
+        if image is not None:
+            return Opened(h5py.h5f.open_file_image(image), size, warnings)
+        access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+        access.set_file_locking(False, True)  # HDF5's own lock fails opens on NFS
+        return Opened(h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDONLY, access), size, warnings)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ShardError("corrupt", _first_line(error)) from error
+
+
+def structure_of(opened: Opened) -> Structure:
+    """Every dataset reached by hard links alone, described; the rest by name with the code that forbids it."""
+    members: list[Member] = []
+    try:
+        _walk(opened, h5py.h5g.open(opened.id, b"/"), "", members, depth=0)
+    except ShardError:
+        raise
+    except (OSError, RuntimeError, ValueError, KeyError, OverflowError, MemoryError, UnicodeError) as error:
+        raise ShardError("corrupt", _first_line(error)) from error
+    return Structure(tuple(members), opened.warnings)
+
+
+def read(opened: Opened, schema: Schema, start: int, stop: int) -> tuple[np.ndarray, list[str]]:
+    """Samples `start` to `stop` of a file as (n, *item_shape) in the schema's dtype, and the datasets they came from."""
+    structure = structure_of(opened)
+    members = layouts.samples_in(schema, structure)
+    if schema.layout == DATASET_PER_ITEM:
+        members = [m for m in members if layouts.rows_of(schema, m)][start:stop]
+        start, stop = 0, 1
+    out = np.empty((len(members) if schema.layout == DATASET_PER_ITEM else stop - start, *schema.item_shape), schema.dtype)
+    for i, member in enumerate(members):
+        target = out[i : i + 1] if schema.layout == DATASET_PER_ITEM else out
+        _read_member(opened, schema, member, start, stop, target)
+    return out, [member.name for member in members]
+
+
+def _read_member(opened: Opened, schema: Schema, member: Member, start: int, stop: int, out: np.ndarray) -> None:
+    dataset = h5py.Dataset(h5py.h5d.open(opened.id, member.name.encode()))
+    selection = slice(start, stop) if schema.layout == ROWS_PER_FILE else ...
+    try:
+        out[...] = dataset[selection].reshape(out.shape)
+    except (OSError, RuntimeError, ValueError, MemoryError) as error:
+        code = "checksum" if dataset.fletcher32 else "corrupt"
+        raise ShardError(code, f"dataset {member.name!r} cannot be read: {_first_line(error)}") from error
+
+
+def bytes_of(path: str) -> tuple[int, bytes | None]:
+    """Size of a regular file, and its bytes if it is small. Never blocks on a FIFO."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise ShardError("unreadable", error.strerror or str(error)) from error
+    with os.fdopen(fd, "rb", buffering=0) as file:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            raise ShardError("not-regular", "not a regular file")
+        if found.st_size > IMAGE_BYTES:
+            return found.st_size, None
+        try:
+            image = file.readall()
+        except OSError as error:
+            raise ShardError("unreadable", error.strerror or str(error)) from error
+        return len(image), image
+
+
+def _head(path: str) -> bytes:
+    with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - the path is text with surrogates
+        return file.read(4096)
+
+
+def check_superblock(head: bytes, size: int) -> tuple[str, ...]:
+    """Warnings about a file of `size` bytes that begins with `head`; ShardError unless it is plain and whole.
+
+    Source: HDF5 File Format Specification 3.0, section II.A (superblock versions 0 to 3).
+    """
+    if size == 0:
+        raise ShardError("empty-file", "0 bytes")
+    if head[:8] != SIGNATURE:
+        raise _not_hdf5(head)
+    try:
+        end, driver, writing = _superblock(head)
+    except (struct.error, IndexError, KeyError) as error:
+        raise ShardError("truncated" if size < 96 else "corrupt", f"{size:,} bytes, superblock unreadable") from error
+    if driver != _UNDEFINED:
+        raise ShardError("driver", "written with a family, split or multi driver; one file of several")
+    if size < end:
+        raise ShardError("truncated", f"{size:,} of {end:,} bytes")
+    if writing:
+        raise ShardError("busy", "still open for writing, or its writer died; wait, or clear it with h5clear -s")
+    return (f"{size - end:,} bytes after the end of the HDF5 data",) if size > end else ()
+
+
+def _superblock(head: bytes) -> tuple[int, int, bool]:
+    """(end of file address, driver block address, open for writing) from a superblock."""
+    version = head[8]
+    if version in (0, 1):
+        offsets = head[13]
+        first = 24 if version == 0 else 28
+        base, _, end, driver = struct.unpack_from("<4Q" if offsets == 8 else "<4I", head, first)
+        undefined = _UNDEFINED if offsets == 8 else 2**32 - 1
+        return base + end if base else end, _UNDEFINED if driver == undefined else driver, False
+    if version in (2, 3):
+        offsets = head[9]
+        base, _, end = struct.unpack_from("<3Q" if offsets == 8 else "<3I", head, 12)
+        return end, _UNDEFINED, version == 3 and bool(head[11] & 0b101)
+    raise KeyError(version)
+
+
+def _not_hdf5(head: bytes) -> ShardError:
+    if head.startswith(b"version https://git-lfs"):
+        return ShardError("not-hdf5", "a git-lfs pointer, the data were never fetched: run git lfs pull")
+    at = 512
+    while at + 8 <= len(head):
+        if head[at : at + 8] == SIGNATURE:
+            return ShardError("driver", f"a user block of {at} bytes before the HDF5 data")
+        at *= 2
+    return ShardError("not-hdf5", f"begins with {ascii(head[:12].decode('latin-1'))}, no HDF5 signature")
+
+
+def _walk(opened: Opened, group: h5py.h5g.GroupID, prefix: str, members: list[Member], depth: int) -> None:
+    names: list[bytes] = []
+    group.links.iterate(names.append)
+    for raw in names:
+        name = prefix + raw.decode("utf-8", "surrogateescape")
+        kind = group.links.get_info(raw).type
+        if len(members) >= _MAX_MEMBERS or depth > _MAX_DEPTH:
+            raise ShardError("size-limit", f"more than {_MAX_MEMBERS:,} datasets or {_MAX_DEPTH} nested groups")
+        if kind != h5py.h5l.TYPE_HARD:
+            members.append(_forbidden_link(name, kind))
+            continue
+        thing = h5py.h5o.open(group, raw)
+        if isinstance(thing, h5py.h5g.GroupID):
+            before = len(members)
+            _walk(opened, thing, f"{name}/", members, depth + 1)
+            if len(members) == before:
+                members.append(Member(name, (), "", -1, "not-a-dataset", f"{name!r} is an empty group"))
+        elif isinstance(thing, h5py.h5d.DatasetID):
+            members.append(_describe(opened, name, thing))
+        else:
+            members.append(Member(name, (), "", -1, "not-a-dataset", f"{name!r} is a named type"))
+
+
+def _forbidden_link(name: str, kind: int) -> Member:
+    if kind == h5py.h5l.TYPE_SOFT:
+        return Member(name, (), "", -1, "soft-link", f"{name!r} is a soft link; links inside a shard are not followed")
+    return Member(name, (), "", -1, "external-link", f"{name!r} points to another file; such links are not followed")
+
+
+def _describe(opened: Opened, name: str, dataset: h5py.h5d.DatasetID) -> Member:
+    """One dataset as a Member; anything that forbids reading it is in its code."""
+    space = dataset.get_space()
+    if space.get_simple_extent_type() == h5py.h5s.NULL:
+        return Member(name, (), "", -1, "null-dataspace", f"{name!r} has no dataspace (h5py.Empty)")
+    shape = tuple(int(n) for n in space.get_simple_extent_dims())
+    try:
+        dtype = _float_dtype(dataset.get_type())
+        if not shape:
+            raise ShardError("shape", f"{name!r} is a scalar")
+        if len(shape) > 3:
+            raise ShardError("shape", f"{name!r} has {len(shape)} axes {shape}; samples have one or two")
+        offset = _check_storage(opened, dataset, shape, dtype)
+    except ShardError as error:
+        return Member(name, shape, "", -1, error.problem.code, error.problem.detail)
+    return Member(name, shape, dtype.str, offset, "", "")
+
+
+def _float_dtype(kind: h5py.h5t.TypeID) -> np.dtype:
+    """The numpy dtype of an IEEE float16, 32 or 64 type; ShardError 'dtype' for everything else."""
+    if isinstance(kind, h5py.h5t.TypeFloatID) and kind.get_size() in (2, 4, 8):
+        plain = (h5py.h5t.IEEE_F16LE, h5py.h5t.IEEE_F16BE, h5py.h5t.IEEE_F32LE, h5py.h5t.IEEE_F32BE,
+                 h5py.h5t.IEEE_F64LE, h5py.h5t.IEEE_F64BE)  # fmt: skip
+        if any(kind.equal(one) for one in plain):
+            return np.dtype(kind.dtype)
+    try:
+        found = str(kind.dtype)[:60]
+    except (TypeError, ValueError, RuntimeError):
+        found = type(kind).__name__
+    raise ShardError("dtype", f"{found}; embeddings are float16, float32 or float64")
+
+
+def _check_storage(opened: Opened, dataset: h5py.h5d.DatasetID, shape: tuple[int, ...], dtype: np.dtype) -> int:
+    """Offset of contiguous unfiltered data, else -1; ShardError unless every declared byte is stored in this file."""
+    plist = dataset.get_create_plist()
+    layout = plist.get_layout()
+    if layout == h5py.h5d.VIRTUAL:
+        raise ShardError("virtual", "a virtual dataset: its data lie in other files")
+    if plist.get_external_count():
+        raise ShardError("external-storage", "its data lie in another file")
+    n_bytes = math.prod(shape) * dtype.itemsize
+    if n_bytes > _MAX_DECLARED_BYTES:
+        raise ShardError("size-limit", f"declares shape {shape}, {n_bytes:.3g} bytes")
+    stored = dataset.get_storage_size()
+    if n_bytes and not stored:
+        raise ShardError("unallocated", f"declares shape {shape} and stores nothing; HDF5 would read fill values")
+    if layout == h5py.h5d.CHUNKED:
+        _check_chunks(dataset, plist, shape, dtype, stored)
+        return -1
+    if stored != n_bytes:
+        raise ShardError("incomplete-allocation", f"stores {stored:,} of {n_bytes:,} bytes")
+    offset = dataset.get_offset() if layout == h5py.h5d.CONTIGUOUS else None
+    if offset is not None and offset + n_bytes > opened.size:
+        raise ShardError("truncated", f"data end at byte {offset + n_bytes:,} of {opened.size:,}")
+    return -1 if offset is None else int(offset)
+
+
+def _check_chunks(dataset: h5py.h5d.DatasetID, plist: h5py.h5p.PropDCID, shape: tuple[int, ...], dtype: np.dtype,
+                  stored: int) -> None:  # fmt: skip
+    chunk = plist.get_chunk()
+    chunk_bytes = math.prod(chunk) * dtype.itemsize
+    if chunk_bytes > _MAX_CHUNK_BYTES:
+        raise ShardError("chunk-bytes", f"chunks of {chunk_bytes:,} bytes; at most {_MAX_CHUNK_BYTES:,}")
+    ids = [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
+    for one in ids:
+        if one not in _FILTERS or not h5py.h5z.filter_avail(one):
+            raise ShardError("filter", f"filter {one} is not supported; plugins are never loaded")
+        if ids.count(one) > 1:
+            raise ShardError("repeated-filter", f"filter {_FILTERS[one]} applied {ids.count(one)} times")
+    needed = math.prod(-(-n // c) for n, c in zip(shape, chunk, strict=True))
+    if needed > _MAX_MEMBERS * 16:
+        raise ShardError("size-limit", f"{needed:,} chunks")
+    present = dataset.get_num_chunks() if needed else 0
+    if present != needed:
+        raise ShardError("incomplete-allocation", f"{present:,} of {needed:,} chunks are stored")
+    if needed * chunk_bytes > _MAX_EXPANSION * stored + 2**20:
+        raise ShardError("size-limit", f"{stored:,} stored bytes would unpack to {needed * chunk_bytes:,}")
+
+
+def _first_line(error: BaseException) -> str:
+    return ascii(str(error).split("\n")[0])[1:-1][:200] or type(error).__name__

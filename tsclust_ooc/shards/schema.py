@@ -1,0 +1,115 @@
+"""The nouns of a source: Shard, Schema, Problem, and the structure HDF5 found in one file.
+
+Invariant: all are frozen, and a Schema says everything about a sample that must agree between shards.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+import numpy as np
+
+ITEM_PER_FILE, ROWS_PER_FILE, DATASET_PER_ITEM = "item-per-file", "rows-per-file", "dataset-per-item"
+LAYOUTS = (ITEM_PER_FILE, ROWS_PER_FILE, DATASET_PER_ITEM)
+SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One input file as it was surveyed: `path` relative to the source, `n_samples` in it, and its stamp."""
+
+    path: str
+    split: str
+    size: int
+    mtime_ns: int
+    n_samples: int
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a shard is left out: `code` from a small closed set, `detail` for a person."""
+
+    path: str
+    code: str
+    detail: str
+
+
+class ShardError(Exception):
+    """A shard that cannot be used; carries the Problem (its path may still be empty)."""
+
+    def __init__(self, code: str, detail: str, path: str = "") -> None:
+        super().__init__(f"{path}: {code}: {detail}")
+        self.problem = Problem(path, code, detail)
+
+
+@dataclass(frozen=True)
+class Schema:
+    """What all shards of a source agree on.
+
+    `item_shape` is (variable, feature) or (feature,), `dtype` little-endian numpy ('<f4'), `key` the dataset that
+    holds the samples ('' when every dataset is one).
+    """
+
+    layout: str
+    key: str
+    item_shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of one sample."""
+        return int(np.prod(self.item_shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+
+    @property
+    def dimension_names(self) -> tuple[str, ...]:
+        """Names of the axes of an array of samples."""
+        return ("sample", "variable", "feature") if len(self.item_shape) == 2 else ("sample", "feature")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One dataset in a file: numpy `shape` and `dtype` (as stored), where its bytes lie, what forbids reading it.
+
+    `offset` is that of contiguous, unfiltered data, -1 otherwise. `code` is '' for a dataset that may be read.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    offset: int
+    code: str
+    detail: str
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the data, unpacked."""
+        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize if self.dtype else 0
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What HDF5 says is in a file. `warnings` are oddities that do not forbid reading."""
+
+    members: tuple[Member, ...]
+    warnings: tuple[str, ...]
+
+
+_DIGITS = re.compile(r"(\d+)")
+
+
+def natural_key(path: str) -> list[list[tuple[int, str]]]:
+    """Sort key that puts 2.h5 before 10.h5, folder by folder; equal numbers fall back to their spelling."""
+    return [
+        [(int(word), word) if word.isdecimal() and word.isascii() else (-1, word) for word in _DIGITS.split(part)]
+        for part in path.split("/")
+    ]
+
+
+def split_of(path: str) -> str:
+    """The split that the folders of `path` name (the innermost that does), or 'all'."""
+    for folder in reversed(PurePosixPath(path).parts[:-1]):
+        if folder.lower() in SPLITS:
+            return SPLITS[folder.lower()]
+    return "all"
