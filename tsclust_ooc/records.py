@@ -87,14 +87,19 @@ def text_to_path(text: str) -> str:
 def _plain(value: Any) -> Any:
     """`value` in JSON's own types."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {f.name: _plain(getattr(value, f.name)) for f in _fields(value)}
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    if isinstance(value, Path):
+    if isinstance(value, str | Path):
         return path_to_text(str(value))
     return value
+
+
+def _fields(record: Any) -> list[dataclasses.Field[Any]]:
+    """The fields that go to disk: all but those marked as kept elsewhere."""
+    return [f for f in dataclasses.fields(record) if not f.metadata.get("elsewhere")]
 
 
 def _restore(kind: Any, value: Any, where: str) -> Any:
@@ -118,13 +123,13 @@ def _restore(kind: Any, value: Any, where: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     _check(value, kind, where)
-    return value
+    return text_to_path(value) if kind is str else value
 
 
 def _restore_dataclass(cls: Any, value: Any, where: str) -> Any:
     _check(value, dict, where)
     hints = typing.get_type_hints(cls)
-    wanted = [f.name for f in dataclasses.fields(cls)]
+    wanted = [f.name for f in _fields(cls)]
     unknown, missing = sorted(set(value) - set(wanted)), [name for name in wanted if name not in value]
     if unknown or missing:
         raise BadInput(

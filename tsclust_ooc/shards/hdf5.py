@@ -122,7 +122,7 @@ def bytes_of(path: str) -> tuple[int, bytes | None]:
 
 
 def _head(path: str) -> bytes:
-    with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - the path is text with surrogates
+    with open(path, "rb", buffering=0) as file:
         return file.read(4096)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from functools import lru_cache
 
 import numpy as np
 
@@ -96,20 +96,35 @@ class Structure:
     warnings: tuple[str, ...]
 
 
-_DIGITS = re.compile(r"(\d+)")
+_DIGITS = re.compile(r"([0-9]+)")
 
 
 def natural_key(path: str) -> list[list[tuple[int, str]]]:
     """Sort key that puts 2.h5 before 10.h5, folder by folder; equal numbers fall back to their spelling."""
-    return [
-        [(int(word), word) if word.isdecimal() and word.isascii() else (-1, word) for word in _DIGITS.split(part)]
-        for part in path.split("/")
-    ]
+    folder, _, name = path.rpartition("/")
+    return [*_folder_key(folder), _name_key(name)]
+
+
+def _name_key(name: str) -> list[tuple[int, str]]:
+    words = _DIGITS.split(name)  # text, digits, text, digits, ...
+    words[1::2] = [(int(digits), digits) for digits in words[1::2]]  # type: ignore[misc]
+    words[::2] = [(-1, text) for text in words[::2]]  # type: ignore[misc]
+    return words  # type: ignore[return-value]
+
+
+@lru_cache(maxsize=1024)
+def _folder_key(folder: str) -> list[list[tuple[int, str]]]:
+    return [_name_key(part) for part in folder.split("/")] if folder else []
 
 
 def split_of(path: str) -> str:
     """The split that the folders of `path` name (the innermost that does), or 'all'."""
-    for folder in reversed(PurePosixPath(path).parts[:-1]):
-        if folder.lower() in SPLITS:
-            return SPLITS[folder.lower()]
+    return _split_of_folder(path.rpartition("/")[0])
+
+
+@lru_cache(maxsize=1024)
+def _split_of_folder(folder: str) -> str:
+    for part in reversed(folder.lower().split("/")):
+        if part in SPLITS:
+            return SPLITS[part]
     return "all"

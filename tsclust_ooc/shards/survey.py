@@ -141,7 +141,7 @@ def _walk(source: Path, problems: list[Problem]) -> Iterator[str]:
     while todo:
         folder = todo.pop()
         try:
-            here = os.stat(source / folder)  # noqa: PTH116
+            here = os.stat(source / folder)
             if (here.st_dev, here.st_ino) in visited:
                 continue
             visited.add((here.st_dev, here.st_ino))
@@ -162,7 +162,7 @@ def _walk(source: Path, problems: list[Problem]) -> Iterator[str]:
 
 def _stat(source: Path, path: str, seen: dict[tuple[int, int], str]) -> _Entry:
     try:
-        found = os.stat(os.path.join(source, path))  # noqa: PTH116, PTH118 - hot: one call a shard
+        found = os.stat(os.path.join(source, path))
     except OSError as error:
         raise ShardError("unreadable", error.strerror or str(error)) from error
     if not stat.S_ISREG(found.st_mode):
@@ -197,7 +197,7 @@ def _structures(
     problems: list[Problem] = []
 
     def look(entry: _Entry) -> Structure | None | Problem:
-        path = os.path.join(root, entry.path)  # noqa: PTH118 - hot: one call a shard
+        path = os.path.join(root, entry.path)
         try:
             for matcher in by_size.get(entry.size, ()):
                 if matcher.metadata_equal(path):
@@ -247,7 +247,7 @@ def _learn(root: Path, entries: Sequence[_Entry], parsers: Parsers) -> list[tupl
     for tries in first.values():
         for entry in tries:
             try:
-                probed = parsers.probe(os.path.join(root, entry.path), learn=True)  # noqa: PTH118 - surrogates
+                probed = parsers.probe(os.path.join(root, entry.path), learn=True)
             except ShardError:
                 continue
             if probed.template is not None:

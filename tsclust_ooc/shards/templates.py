@@ -44,14 +44,13 @@ class Matcher:
         self.tail = base64.b64decode(template.tail)
 
     def metadata_equal(self, path: str) -> bool:
-        """Whether all bytes of `path` outside the data region equal the template's (the data are not read)."""
+        """Whether all bytes of `path`, a file of the template's size, equal the template's outside the data region."""
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             if os.pread(fd, len(self.head), 0) != self.head:
                 return False
-            # One byte more than the tail: a longer file is not equal.
             after = self.template.size - len(self.tail)
-            return os.pread(fd, len(self.tail) + 1, after) == self.tail
+            return not self.tail or os.pread(fd, len(self.tail), after) == self.tail
         finally:
             os.close(fd)
 
@@ -112,5 +111,5 @@ def check_stamp(surveyed: tuple[int, int], found: tuple[int, int]) -> None:
 
 def stamp_of(path: Path | str) -> tuple[int, int]:
     """(size, mtime_ns) of the file at `path`, links followed."""
-    found = os.stat(path)  # noqa: PTH116 - text paths with surrogates, hot
+    found = os.stat(path)
     return found.st_size, found.st_mtime_ns

@@ -1,0 +1,446 @@
+"""Shards into a published dataset: init, write_partition, finalize.
+
+Invariant: work lies in one directory beside the final name, named after its plan, so that two commands with different
+plans never share a file, and two with the same plan only ever write the same bytes. A partition is done when its
+receipt says so; a receipt is written after its data are durable and counts only for the inputs it names. The dataset
+appears by one rename of a directory that holds everything, its manifest last.
+
+    .NAME.PLAN.wip/plan.json      the plan; written last by init          dataset/   what will be published
+                   shards.parquet its shards, in row order                receipts/  I.json, one a finished partition
+                   rejected.json  shards the survey left out              problems/  I.json, shards found bad while reading
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zarr
+
+from tsclust_ooc import files, provenance, records
+from tsclust_ooc.dataset import (
+    ARRAY,
+    DATA,
+    INDEX,
+    INDEX_SCHEMA,
+    MANIFEST,
+    MANIFEST_VERSION,
+    REJECTED,
+    FileEntry,
+    Manifest,
+    SplitEntry,
+    content_digest,
+    read_manifest,
+    work_folders,
+)
+from tsclust_ooc.errors import BadInput, CannotWrite, TryAgain
+from tsclust_ooc.plan import Partition, Plan
+from tsclust_ooc.shards.schema import Problem, Shard
+from tsclust_ooc.source import Ids, RowReader
+from tsclust_ooc.store import DurableStore, make_dirs
+from tsclust_ooc.units import format_bytes, plural
+
+WORK_VERSION = 1
+PASSING = ("unreadable", "unstable", "timeout")
+"""Codes of problems that the next run may not meet: the disk, the network or a writer did them, not the content."""
+
+Mapper = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
+
+
+@dataclass(frozen=True)
+class Work:
+    """An initialized consolidation: where its files lie, and its plan."""
+
+    final: Path
+    root: Path
+    plan: Plan
+
+    @property
+    def dataset(self) -> Path:
+        """The directory that will become the dataset."""
+        return self.root / "dataset"
+
+    def receipt(self, index: int) -> Path:
+        """The receipt of a partition."""
+        return self.root / "receipts" / f"{index}.json"
+
+    def problem(self, index: int) -> Path:
+        """The shards of a partition that could not be read."""
+        return self.root / "problems" / f"{index}.json"
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """A partition is written: the digest of its inputs, and the files it made."""
+
+    inputs: str
+    files: dict[str, FileEntry]
+
+
+@dataclass(frozen=True)
+class BadShard:
+    """A shard whose data turned out to be bad, with the stamp it had."""
+
+    size: int
+    mtime_ns: int
+    problem: Problem
+
+
+@dataclass(frozen=True)
+class BadShards:
+    """What is in a file of `problems/`."""
+
+    shards: tuple[BadShard, ...]
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """Every shard that a dataset leaves out."""
+
+    rejected: tuple[Problem, ...]
+
+
+@dataclass(frozen=True)
+class Done:
+    """Result of one partition: rows written, and the shards of it that could not be read (then it has no receipt)."""
+
+    partition: Partition
+    bad: tuple[BadShard, ...]
+
+
+class Superseded(Exception):
+    """The work directory went away under us: another process published or replaced this work."""
+
+
+def work_root(final: Path, plan: Plan) -> Path:
+    """Where the work for `plan` lies: beside the final name, on the same filesystem."""
+    return final.with_name(f".{final.name}.{plan.digest[:12]}.wip")
+
+
+def known_bad(final: Path) -> Callable[[str, int, int], Problem | None]:
+    """What earlier reads of the data found, as the `known_bad` of a survey: by path and stamp."""
+    found: dict[tuple[str, int, int], Problem] = {}
+    for root in work_folders(final):
+        for path in sorted((root / "problems").glob("*.json")):
+            with contextlib.suppress(BadInput, FileNotFoundError):
+                for bad in records.load(path, BadShards, WORK_VERSION).shards:
+                    found[bad.problem.path, bad.size, bad.mtime_ns] = bad.problem
+    return lambda path, size, mtime_ns: found.get((path, size, mtime_ns))
+
+
+def init(final: Path, plan: Plan, problems: Sequence[Problem]) -> Work:
+    """Make (or find) the work directory of a plan: empty arrays, the plan, and what earlier work can be kept.
+
+    Idempotent: any number of processes may do it at once. Raises CannotWrite when the disk will not hold the dataset.
+    """
+    work = Work(final, work_root(final, plan), plan)
+    if (work.root / "plan.json").exists():
+        return replace(work, plan=_load_plan(work.root))
+    with files.naming_the_place(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        _check_space(final, plan)
+        for folder in (work.root, work.dataset, work.root / "receipts", work.root / "problems", work.dataset / INDEX):
+            folder.mkdir(exist_ok=True)
+    _make_arrays(work)
+    _adopt(work)
+    files.write_atomic(work.root / "shards.parquet", _shard_table(plan.shards))
+    records.save(work.root / REJECTED, Rejected(tuple(problems)), WORK_VERSION)
+    records.save(work.root / "plan.json", plan, WORK_VERSION)
+    return work
+
+
+def open_work(final: Path, root: Path | None = None) -> Work:
+    """The initialized work for `final` (job arrays: in another process than `init`).
+
+    Raises BadInput when there is none, or several and `root` does not say which.
+    """
+    roots = [r for r in work_folders(final) if (r / "plan.json").exists()] if root is None else [root]
+    if len(roots) != 1:
+        raise BadInput(f"{final}: {plural(len(roots), 'initialized consolidation')} found, wanted one. Run --init.")
+    return Work(final, roots[0], _load_plan(roots[0]))
+
+
+def pending(work: Work) -> list[Partition]:
+    """Partitions without a receipt for their inputs."""
+    return [p for p in work.plan.partitions if _receipt(work, p) is None]
+
+
+def write_partition(work: Work, reader: RowReader, partition: Partition) -> Done:
+    """Write one partition's chunks and index file, then its receipt. Idempotent, in any order, by any process.
+
+    Shards that cannot be read are in the result and in `problems/`; then there is no receipt. Raises Superseded when
+    the work directory is gone.
+    """
+    try:
+        return _write_partition(work, reader, partition)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if not work.dataset.is_dir():
+            raise Superseded(str(work.root)) from error
+        raise
+
+
+def finalize(work: Work, *, replace_existing: bool, seconds: float = 0.0) -> Manifest:
+    """Publish: every receipt checked, leftovers swept, directories synced, manifest written, one rename.
+
+    Raises
+    ------
+    BadInput
+        Partitions are missing; names the first of them.
+    CannotWrite
+        Something else already lies at the final name and `replace_existing` is not set.
+    """
+    try:
+        manifest = _complete(work, seconds)
+        files.publish_dir(work.dataset, work.final, replace=replace_existing)
+    except FileNotFoundError as error:
+        if work.dataset.is_dir():
+            raise
+        raise Superseded(str(work.root)) from error
+    sweep(work.final)
+    return manifest
+
+
+def published(final: Path, plan: Plan) -> Manifest | None:
+    """The manifest at `final` if it is the dataset of just this plan, else None."""
+    try:
+        manifest = read_manifest(final)
+    except (FileNotFoundError, NotADirectoryError, BadInput):
+        return None
+    return manifest if manifest.plan == plan.digest else None
+
+
+def sweep(final: Path) -> None:
+    """Remove the work directories of a dataset that is now published, and what killed runs left beside it."""
+    for root in work_folders(final):
+        files.retire(root)
+    files.sweep(final.parent, final.name)
+    for root in final.parent.glob(f".{final.name}.*.wip.*.deleting"):
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def run(
+    work: Work, reader: RowReader, mapper: Mapper, on_done: Callable[[Done], None] = lambda done: None
+) -> list[BadShard]:
+    """Write every pending partition through `mapper`; returns the shards that could not be read."""
+    bad: list[BadShard] = []
+    for done in mapper(partial(write_partition, work, reader), pending(work)):
+        bad += done.bad
+        on_done(done)
+    return bad
+
+
+def array_bytes(plan: Plan) -> int:
+    """Bytes one worker of a plan holds: a chunk, and zarr's copy of it when it is compressed."""
+    chunk = plan.rows_per_chunk * plan.schema.item_bytes
+    return chunk * (3 if plan.options.codec else 2)
+
+
+def _check_space(final: Path, plan: Plan) -> None:
+    free = files.free_bytes(final)
+    if free < plan.n_bytes * 1.02:
+        raise CannotWrite(
+            f"{final} needs {format_bytes(plan.n_bytes * 1.02)}; {files.existing_parent(final)} has "
+            f"{format_bytes(free)} free. Choose another place, or make room."
+        )
+
+
+def _make_arrays(work: Work) -> None:
+    """The empty zarr arrays: metadata only, each key atomic, the same bytes whoever writes them."""
+    plan, schema = work.plan, work.plan.schema
+    (work.dataset / DATA).mkdir(exist_ok=True)
+    root = zarr.open_group(DurableStore(work.dataset / DATA), mode="a")
+    for split in plan.splits:
+        root.require_group(split.name)
+        # NaN, so that a chunk lost to a tool that does not read our manifest is seen, not taken for zeros.
+        zarr.create_array(
+            DurableStore(work.dataset / DATA), name=f"{split.name}/{ARRAY}", shape=(split.n_rows, *schema.item_shape),
+            chunks=(plan.rows_per_chunk, *schema.item_shape), dtype=schema.dtype, fill_value=float("nan"),
+            dimension_names=schema.dimension_names, compressors=_codec(plan.options.codec), overwrite=True,
+        )  # fmt: skip
+
+
+def _codec(name: str) -> Any:
+    if name == "zstd":
+        return zarr.codecs.ZstdCodec(level=3)
+    return zarr.codecs.BloscCodec(cname="lz4", clevel=5, shuffle="shuffle") if name == "blosc-lz4" else None
+
+
+def _adopt(work: Work) -> None:
+    """Keep the partitions of earlier work whose inputs are the same, by hard links (files are never changed in place).
+
+    So nothing is lost when one shard was repaired, or the bad ones are now skipped. Where links are not possible the
+    partitions are written again.
+    """
+    receipts: dict[str, tuple[Path, Receipt]] = {}
+    for root in work_folders(work.final):
+        if root != work.root:
+            for path in (root / "receipts").glob("*.json"):
+                with contextlib.suppress(BadInput, FileNotFoundError):
+                    receipt = records.load(path, Receipt, WORK_VERSION)
+                    receipts[receipt.inputs] = (root / "dataset", receipt)
+    for partition in work.plan.partitions if receipts else ():
+        inputs = work.plan.inputs_digest(partition)
+        if inputs in receipts and _receipt(work, partition) is None:
+            origin, receipt = receipts[inputs]
+            with contextlib.suppress(OSError):
+                for name in receipt.files:
+                    make_dirs(work.dataset, (work.dataset / name).parent)
+                    with contextlib.suppress(FileExistsError):
+                        os.link(origin / name, work.dataset / name)
+                    files.fsync_dir((work.dataset / name).parent)
+                if _whole(work, receipt):
+                    records.save(work.receipt(partition.index), receipt, WORK_VERSION)
+
+
+def _whole(work: Work, receipt: Receipt) -> bool:
+    return all((work.dataset / name).stat().st_size == entry.n_bytes for name, entry in receipt.files.items())
+
+
+def _receipt(work: Work, partition: Partition) -> Receipt | None:
+    """The receipt of a partition, if it is for the plan's inputs and its files are all there with their sizes."""
+    try:
+        receipt = records.load(work.receipt(partition.index), Receipt, WORK_VERSION)
+        if receipt.inputs == work.plan.inputs_digest(partition) and _whole(work, receipt):
+            return receipt
+    except (FileNotFoundError, BadInput):
+        pass
+    return None
+
+
+_buffers = threading.local()
+
+
+def _buffer(shape: tuple[int, ...], dtype: str) -> np.ndarray[Any, np.dtype[Any]]:
+    """This thread's chunk buffer, used again and again: fresh pages cost as much as the copy into them."""
+    have = getattr(_buffers, "array", None)
+    if have is None or have.shape != shape or have.dtype != np.dtype(dtype):
+        _buffers.array = have = np.empty(shape, dtype)
+    assert isinstance(have, np.ndarray)
+    return have
+
+
+def _write_partition(work: Work, reader: RowReader, partition: Partition) -> Done:
+    plan, split = work.plan, partition.split
+    store = DurableStore(work.dataset / DATA)
+    array = zarr.open_array(store, path=f"{split}/{ARRAY}", mode="r+", config={"write_empty_chunks": True})
+    assert isinstance(array, zarr.Array)
+    ids, bad = Ids([], [], []), []
+    for start, stop in plan.chunks_of(partition):
+        rows = _buffer((plan.rows_per_chunk, *plan.schema.item_shape), plan.schema.dtype)[: stop - start]
+        found, problems = reader.read(split, start, stop, rows)
+        bad += [BadShard(s.shard.size, s.shard.mtime_ns, problem) for s, problem in problems]
+        if not bad:
+            array[start:stop] = rows
+            for mine, theirs in ((ids.shards, found.shards), (ids.shard_rows, found.shard_rows),
+                                 (ids.sample_ids, found.sample_ids)):  # fmt: skip
+                mine.extend(theirs)  # type: ignore[attr-defined]
+    if bad:
+        _record_bad(work, partition, bad)
+        return Done(partition, tuple(bad))
+    entries = {f"{DATA}/{key}": FileEntry(*entry) for key, entry in store.written.items()}
+    entries.update(_write_index(work, partition, ids))
+    records.save(work.receipt(partition.index), Receipt(plan.inputs_digest(partition), entries), WORK_VERSION)
+    return Done(partition, ())
+
+
+def _record_bad(work: Work, partition: Partition, bad: Sequence[BadShard]) -> None:
+    """Remember shards whose content is bad; what the disk or a changing file did may be gone next time."""
+    lasting = tuple(b for b in bad if b.problem.code not in PASSING)
+    if lasting:
+        records.save(work.problem(partition.index), BadShards(lasting), WORK_VERSION)
+
+
+def _write_index(work: Work, partition: Partition, ids: Ids) -> dict[str, FileEntry]:
+    columns = [
+        [partition.split] * len(ids.shards), range(partition.start, partition.stop),
+        [records.path_to_text(path) for path in ids.shards], ids.shard_rows,
+        [records.path_to_text(name) for name in ids.sample_ids],
+    ]  # fmt: skip
+    table = pa.table([pa.array(c, f.type) for c, f in zip(columns, INDEX_SCHEMA, strict=True)], schema=INDEX_SCHEMA)
+    first = next(p.index for p in work.plan.partitions if p.split == partition.split)
+    name = f"{INDEX}/{partition.split}-{partition.index - first:05d}.parquet"
+    data = _parquet(table)
+    files.write_atomic(work.dataset / name, data)
+    return {name: FileEntry(len(data), files.checksum_bytes(data))}
+
+
+def _parquet(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    return buffer.getvalue()
+
+
+def _shard_table(shards: Sequence[Shard]) -> bytes:
+    return _parquet(pa.table({
+        "path": [records.path_to_text(s.path) for s in shards], "split": [s.split for s in shards],
+        "size": [s.size for s in shards], "mtime_ns": [s.mtime_ns for s in shards],
+        "n_samples": [s.n_samples for s in shards],
+    }))  # fmt: skip
+
+
+def _load_plan(root: Path) -> Plan:
+    plan = records.load(root / "plan.json", Plan, WORK_VERSION)
+    columns = pq.read_table(root / "shards.parquet").to_pydict()
+    paths = [records.text_to_path(path) for path in columns.pop("path")]
+    return replace(plan, shards=tuple(map(Shard, paths, *columns.values())))
+
+
+def _complete(work: Work, seconds: float) -> Manifest:
+    """Check that everything is there, sweep what is not ours, and write the manifest into the work's dataset."""
+    receipts = [(p, _receipt(work, p)) for p in work.plan.partitions]
+    missing = [p.index for p, receipt in receipts if receipt is None]
+    if missing:
+        shown = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
+        raise BadInput(
+            f"{work.final}: {plural(len(missing), 'partition')} of {len(receipts)} not written yet: {shown}. "
+            "Run those partitions, then finalize again."
+        )
+    rejected = records.load(work.root / REJECTED, Rejected, WORK_VERSION)
+    records.save(work.dataset / REJECTED, rejected, WORK_VERSION)
+    entries = {name: entry for _, receipt in receipts if receipt for name, entry in receipt.files.items()}
+    for path in [work.dataset / REJECTED, *files.walk_files(work.dataset / DATA, lambda name: name == "zarr.json")]:
+        entries[str(path.relative_to(work.dataset))] = FileEntry(path.stat().st_size, files.checksum(path))
+    _sweep_unknown(work.dataset, entries)
+    files.fsync_tree(work.dataset)
+    manifest = _manifest(work.plan, dict(sorted(entries.items())), len(rejected.rejected), seconds)
+    records.save(work.dataset / MANIFEST, manifest, MANIFEST_VERSION)
+    return manifest
+
+
+def _manifest(plan: Plan, entries: dict[str, FileEntry], n_rejected: int, seconds: float) -> Manifest:
+    item = plan.schema.item_shape
+    splits = {
+        s.name: SplitEntry(s.n_shards, (s.n_rows, *item), plan.schema.dtype, (plan.rows_per_chunk, *item))
+        for s in plan.splits
+    }
+    return Manifest(
+        digest=content_digest(plan.schema, plan.options, splits, entries), plan=plan.digest, source=plan.source,
+        schema=plan.schema, reason=plan.reason, options=plan.options, splits=splits, n_rejected=n_rejected,
+        files=entries, seconds=seconds, provenance=provenance.here_and_now(),
+    )  # fmt: skip
+
+
+def _sweep_unknown(dataset: Path, entries: dict[str, FileEntry]) -> None:
+    """Remove files that no receipt names: partial files of killed writers, chunks of an earlier, longer plan."""
+    for path in list(files.walk_files(dataset)):
+        if str(path.relative_to(dataset)) not in entries:
+            path.unlink(missing_ok=True)
+
+
+def join_or_fail(final: Path, plan: Plan) -> Manifest:
+    """After Superseded: the dataset if another process published the same plan meanwhile, else TryAgain."""
+    manifest = published(final, plan)
+    if manifest is None:
+        raise TryAgain(f"another process replaced the work for {final}. Run the same command again.")
+    return manifest

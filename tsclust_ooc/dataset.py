@@ -1,0 +1,371 @@
+"""The published dataset: what lies where, opening it, reading it, checking it.
+
+Invariant: `manifest.json` is the commit record. It names every file with its size and digest, so a file that is
+missing, short, swapped or changed by a bit is found; opening checks presence and sizes, `verify` checks digests.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import dask.array
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zarr
+
+from tsclust_ooc import files, records
+from tsclust_ooc.errors import BadInput, TryAgain, UsageError
+from tsclust_ooc.plan import Options
+from tsclust_ooc.progress import Listener, silent
+from tsclust_ooc.provenance import Provenance
+from tsclust_ooc.shards.schema import Schema
+from tsclust_ooc.units import format_count
+
+MANIFEST_VERSION = 1
+MANIFEST, DATA, INDEX, REJECTED = "manifest.json", "data.zarr", "index", "rejected.json"
+ARRAY = "embeddings"
+VIEWS = ("flatten", "variable", "mean")
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size and xxh3-128 of one file of a dataset."""
+
+    n_bytes: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class SplitEntry:
+    """One split: array shape (sample, variable, feature) or (sample, feature), dtype, chunk shape, number of shards."""
+
+    n_shards: int
+    shape: tuple[int, ...]
+    dtype: str
+    chunk_shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The commit record of a dataset.
+
+    `digest` covers the content (splits, schema, options, files); `plan` identifies the inputs it was made from.
+    """
+
+    digest: str
+    plan: str
+    source: str
+    schema: Schema
+    reason: str
+    options: Options
+    splits: dict[str, SplitEntry]
+    n_rejected: int
+    files: dict[str, FileEntry]
+    seconds: float
+    provenance: Provenance
+
+
+def content_digest(
+    schema: Schema, options: Options, splits: dict[str, SplitEntry], entries: dict[str, FileEntry]
+) -> str:
+    """Digest of what a dataset holds, whoever made it and when."""
+    return records.digest([schema, options, splits, entries])
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of the dataset at `path`; FileNotFoundError when there is none."""
+    return records.load(path / MANIFEST, Manifest, MANIFEST_VERSION)
+
+
+def open_dataset(path: str | Path, *, check: bool = True) -> Dataset:
+    """Open a published dataset, checking (unless told not to) that every file it should have is there with its size.
+
+    Raises
+    ------
+    BadInput
+        There is no dataset, or files are missing or of the wrong size.
+    TryAgain
+        There is no dataset yet, but an unfinished consolidation of it.
+    """
+    path = Path(path).expanduser().absolute()
+    try:
+        manifest = read_manifest(path)
+    except FileNotFoundError:
+        raise _no_dataset(path) from None
+    except NotADirectoryError:
+        raise BadInput(f"{path} is a file, not a dataset. Give the directory that consolidate published.") from None
+    dataset = Dataset(path, manifest)
+    damage = list(check_sizes(dataset)) if check else []
+    if damage:
+        shown = "; ".join(f"{d.file}: {d.what}" for d in damage[:5])
+        raise BadInput(
+            f"{path} is damaged: {len(damage)} of {len(manifest.files)} files. {shown}. "
+            f"Consolidate it again with --overwrite from {manifest.source}."
+        )
+    return dataset
+
+
+def work_folders(path: Path) -> list[Path]:
+    """Unfinished consolidations of the dataset at `path`."""
+    pattern = f".{''.join(f'[{c}]' if c in '*?[' else c for c in path.name)}.*.wip"
+    return sorted(path.parent.glob(pattern)) if path.parent.is_dir() else []
+
+
+def _no_dataset(path: Path) -> Exception:
+    chunks = sum(1 for work in work_folders(path) for f in files.walk_files(work) if "/c/" in str(f))
+    if work_folders(path):
+        return TryAgain(
+            f"{path} is not a dataset yet: it has no {MANIFEST}. Found: {format_count(chunks)} chunk files of an "
+            "unfinished consolidation. Run the same consolidate command again to finish it."
+        )
+    what = "a directory without" if path.is_dir() else "nothing there, so no"
+    return BadInput(f"{path} is not a dataset: {what} {MANIFEST}. Make one: tsclust consolidate SRC {path}")
+
+
+class Dataset(Mapping[str, "Split"]):
+    """A published dataset: a mapping from split name to `Split`. Open it with `open_dataset`."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path, self.manifest = path, manifest
+
+    def __getitem__(self, split: str) -> Split:
+        if split not in self.manifest.splits:
+            raise KeyError(f"no split {split!r} in {self.path}; it has {', '.join(self)}")
+        return Split(self, split, self.manifest.splits[split])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.manifest.splits)
+
+    def __len__(self) -> int:
+        return len(self.manifest.splits)
+
+    @property
+    def schema(self) -> Schema:
+        """What a sample is."""
+        return self.manifest.schema
+
+    def __repr__(self) -> str:
+        rows = ", ".join(f"{name} {format_count(split.n_samples)}" for name, split in self.items())
+        return f"<Dataset {self.path}: {rows} samples {self.schema.item_shape} {self.schema.dtype}>"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{name}</td><td style='text-align:right'>{format_count(split.n_samples)}</td>"
+            f"<td>{split.entry.shape}</td><td>{split.entry.dtype}</td></tr>"
+            for name, split in self.items()
+        )
+        return f"<table><tr><th>split</th><th>samples</th><th>shape</th><th>dtype</th></tr>{rows}</table>"
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of a dataset, read lazily."""
+
+    dataset: Dataset
+    name: str
+    entry: SplitEntry
+
+    @property
+    def n_samples(self) -> int:
+        """Samples (time windows) in the split."""
+        return self.entry.shape[0]
+
+    @property
+    def array(self) -> zarr.Array[Any]:
+        """The zarr array (sample, variable, feature) or (sample, feature), read-only."""
+        found = zarr.open_array(self.dataset.path / DATA / self.name / ARRAY, mode="r")
+        assert isinstance(found, zarr.Array)
+        return found
+
+    def view(self, name: str = "flatten") -> dask.array.Array:
+        """The rows of a view as a lazy 2-D dask array, one block a chunk; see `rows`."""
+        rows = self.rows(name)
+        lazy = dask.array.from_zarr(self.array)
+        if lazy.ndim == 2:
+            return lazy
+        if name == "mean":
+            return lazy.mean(axis=1, dtype="f8").astype(rows.view_dtype)
+        n, variables, features = lazy.shape
+        if name == "flatten":
+            return lazy.reshape((n, variables * features))
+        return lazy.reshape((n * variables, features), merge_chunks=False)
+
+    def rows(self, view: str = "flatten") -> DatasetRows:
+        """The rows of a view, for passes: block by block, each block one chunk.
+
+        'flatten' is one row a sample (variable x feature columns), 'variable' one row a variable of a sample,
+        'mean' one row a sample, averaged over variables.
+        """
+        if view not in VIEWS:
+            raise UsageError(f"--view {view} is not known. Use one of: {', '.join(VIEWS)}.")
+        folder = self.dataset.path / DATA / self.name / ARRAY
+        plain = self.dataset.manifest.options.codec == ""
+        return DatasetRows(str(folder), self.entry.shape, self.entry.chunk_shape[0], self.entry.dtype, view, plain)
+
+    def index(self) -> pa.Table:
+        """Where each row came from: split, row, shard, shard_row, sample_id, in row order."""
+        names = sorted(name for name in self.dataset.manifest.files if name.startswith(f"{INDEX}/{self.name}-"))
+        tables = [pq.read_table(self.dataset.path / name) for name in names]
+        return pa.concat_tables(tables) if tables else INDEX_SCHEMA.empty_table()
+
+
+INDEX_SCHEMA = pa.schema([
+    pa.field("split", pa.string()), pa.field("row", pa.int64()), pa.field("shard", pa.string()),
+    pa.field("shard_row", pa.int64()), pa.field("sample_id", pa.string()),
+])  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DatasetRows:
+    """Rows of one view of one split, read a block (one chunk) at a time. Small and picklable: it holds a path.
+
+    `folder` is the zarr array's directory, `shape` the array's, `chunk_rows` samples a chunk, `plain` whether chunk
+    files are the raw little-endian samples (then they are read straight into memory, without zarr).
+    """
+
+    folder: str
+    shape: tuple[int, ...]
+    chunk_rows: int
+    dtype_name: str
+    view: str
+    plain: bool
+
+    @property
+    def rows_per_sample(self) -> int:
+        """Rows that one sample becomes."""
+        return self.shape[1] if self.view == "variable" and len(self.shape) == 3 else 1
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of the view."""
+        return self.shape[0] * self.rows_per_sample
+
+    @property
+    def n_columns(self) -> int:
+        """Columns of the view."""
+        features = self.shape[1:]
+        return int(np.prod(features)) if self.view == "flatten" else features[-1]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """dtype as stored."""
+        return np.dtype(self.dtype_name)
+
+    @property
+    def view_dtype(self) -> np.dtype[Any]:
+        """dtype of the rows that `read` gives: float64 stays, all else is float32."""
+        return np.dtype("f8" if self.dtype.itemsize == 8 else "f4")
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes that one pass reads."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+    @cached_property
+    def bounds(self) -> tuple[int, ...]:
+        """Row where each block begins, and the end."""
+        samples = [*range(0, self.shape[0], self.chunk_rows), self.shape[0]]
+        return tuple(n * self.rows_per_sample for n in samples)
+
+    def read(self, block: int) -> np.ndarray[Any, np.dtype[Any]]:
+        """Rows of one block as (rows, columns), float32 or float64, C-contiguous."""
+        start = block * self.chunk_rows
+        stop = min(start + self.chunk_rows, self.shape[0])
+        samples = self._read_plain(block)[: stop - start] if self.plain else self._array[start:stop]
+        if self.view == "mean" and samples.ndim == 3:
+            return np.asarray(samples.mean(axis=1, dtype="f8"), dtype=self.view_dtype)
+        rows = np.asarray(samples).reshape((stop - start) * self.rows_per_sample, self.n_columns)
+        return np.ascontiguousarray(rows, dtype=self.view_dtype)
+
+    def _read_plain(self, block: int) -> np.ndarray[Any, np.dtype[Any]]:
+        """A chunk file as it lies. A missing or short one is an error here, where zarr would read fill values."""
+        path = os.path.join(self.folder, "c", str(block), *["0"] * (len(self.shape) - 1))
+        out = np.empty((self.chunk_rows, *self.shape[1:]), self.dtype)
+        try:
+            with open(path, "rb", buffering=0) as file:
+                n = _read_fully(file.readinto, memoryview(out).cast("B"))
+        except FileNotFoundError as error:
+            raise BadInput(f"chunk {path} is missing. Run tsclust verify on the dataset.") from error
+        if n != out.nbytes:
+            raise BadInput(f"chunk {path} has {n:,} of {out.nbytes:,} bytes. Run tsclust verify on the dataset.")
+        return out
+
+    @cached_property
+    def _array(self) -> Any:
+        return zarr.open_array(self.folder, mode="r")
+
+    def __getstate__(self) -> dict[str, Any]:
+        # An open array does not travel; it is opened where it is read.
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+def _read_fully(readinto: Callable[[memoryview], int | None], out: memoryview) -> int:
+    done = 0
+    while done < len(out):
+        n = readinto(out[done:])
+        if not n:
+            break
+        done += n
+    return done
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One thing wrong with a dataset: the file (relative), and what was found."""
+
+    file: str
+    what: str
+
+
+def check_sizes(dataset: Dataset) -> Iterator[Damage]:
+    """Files of the manifest that are missing or have another size. One stat a file."""
+    for name, entry in dataset.manifest.files.items():
+        try:
+            found = os.stat(dataset.path / name).st_size
+        except FileNotFoundError:
+            yield Damage(name, "missing")
+            continue
+        if found != entry.n_bytes:
+            yield Damage(name, f"{found:,} bytes, wanted {entry.n_bytes:,}")
+
+
+def verify(
+    dataset: Dataset, *, mapper: Callable[..., Iterable[Damage | None]] = map, listener: Listener = silent
+) -> list[Damage]:
+    """Check every byte of a dataset against its manifest; returns what is damaged, missing or extra (nothing, if whole)."""
+    manifest = dataset.manifest
+    damage: list[Damage] = []
+    if manifest.digest != content_digest(manifest.schema, manifest.options, manifest.splits, manifest.files):
+        damage.append(Damage(MANIFEST, "its digest does not match its content"))
+    names = list(manifest.files)
+    check = _Check(dataset)
+    for done, found in enumerate(mapper(check, names), start=1):
+        listener.advance("verify", done, len(names))
+        if found is not None:
+            damage.append(found)
+    known = {*names, MANIFEST}
+    extra = (str(path.relative_to(dataset.path)) for path in files.walk_files(dataset.path))
+    damage += [Damage(name, "not in the manifest") for name in sorted(extra) if name not in known]
+    return damage
+
+
+@dataclass(frozen=True)
+class _Check:
+    dataset: Dataset
+
+    def __call__(self, name: str) -> Damage | None:
+        entry, path = self.dataset.manifest.files[name], self.dataset.path / name
+        try:
+            size = path.stat().st_size
+            if size != entry.n_bytes:
+                return Damage(name, f"{size:,} bytes, wanted {entry.n_bytes:,}")
+            found = files.checksum(path)
+        except OSError as error:
+            return Damage(name, "missing" if isinstance(error, FileNotFoundError) else str(error.strerror))
+        return None if found == entry.digest else Damage(name, f"digest {found}, wanted {entry.digest}")

@@ -1,0 +1,108 @@
+"""verify: proof that a dataset holds what its manifest says, and what its shards hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tsclust_ooc import budget
+from tsclust_ooc.dataset import Damage, Dataset, open_dataset
+from tsclust_ooc.dataset import verify as verify_dataset
+from tsclust_ooc.plan import Partition, Plan, make_plan
+from tsclust_ooc.progress import Listener, silent
+from tsclust_ooc.runtime import ClusterSpec, open_runtime
+from tsclust_ooc.shards.parsers import Parsers
+from tsclust_ooc.shards.survey import survey
+from tsclust_ooc.source import RowReader
+from tsclust_ooc.staging import Stage
+
+Mapper = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
+
+
+@dataclass(frozen=True)
+class Verified:
+    """Result of verify: what was checked, and what is damaged or different."""
+
+    dataset: str
+    n_files: int
+    bytes: int
+    n_samples_compared: int
+    damage: tuple[Damage, ...]
+
+
+def verify(
+    dataset: str | Path, against: str | Path | None = None, listener: Listener = silent, *, workers: int | None = None
+) -> Verified:
+    """Check every byte of a dataset against its manifest; with `against`, every sample against its shard too."""
+    opened = open_dataset(dataset, check=False)
+    limits = budget.resolve(None, workers)
+    spec = ClusterSpec("threads", limits.n_workers, limits.memory_bytes, Path())
+    with open_runtime(spec, listener) as runtime:
+        damage = verify_dataset(opened, mapper=runtime.mapper, listener=listener)
+        n_compared = 0
+        if against is not None and not damage:
+            n_compared, damage = _compare(opened, Path(against).expanduser(), runtime.mapper, listener)
+    manifest = opened.manifest
+    total = sum(entry.n_bytes for entry in manifest.files.values())
+    return Verified(str(opened.path), len(manifest.files), total, n_compared, tuple(damage))
+
+
+def _compare(opened: Dataset, source: Path, mapper: Mapper, listener: Listener) -> tuple[int, list[Damage]]:
+    """Read every sample from its shard again and compare bits."""
+    schema, damage, n_compared = opened.schema, list[Damage](), 0
+    with Parsers(budget.available_cores()) as parsers:
+        found = survey(source, parsers, layout=schema.layout, key=schema.key, listener=listener)
+        plan = make_plan(found, opened.manifest.options)
+        with Stage(Path(), "never", on_network=False) as stage:
+            reader = RowReader(plan, parsers, stage)
+            for name in opened:
+                differing = _compare_shards(opened, plan, name)
+                damage += differing
+                if differing:
+                    continue
+                ranges = [p for p in plan.partitions if p.split == name]
+                for p, rows in zip(ranges, mapper(_Comparison(opened, reader), ranges), strict=True):
+                    damage += rows
+                    n_compared += p.stop - p.start
+                    listener.advance("compare", n_compared, plan.n_rows)
+    return n_compared, damage
+
+
+def _compare_shards(opened: Dataset, plan: Plan, split: str) -> list[Damage]:
+    """Shards of a split that the source no longer has, or has and the dataset does not."""
+    if plan.schema != opened.schema:
+        return [Damage(split, f"the source now holds {plan.schema}, the dataset {opened.schema}")]
+    ours = dict.fromkeys(opened[split].index().column("shard").to_pylist())
+    theirs = dict.fromkeys(s.path for s in plan.shards if s.split == split and s.n_samples)
+    gone = [Damage(path, "in the dataset, not in the source") for path in ours if path not in theirs]
+    new = [Damage(path, "in the source, not in the dataset") for path in theirs if path not in ours]
+    moved = [] if gone or new or list(ours) == list(theirs) else [Damage(split, "its shards are in another order")]
+    return gone + new + moved
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    opened: Dataset
+    reader: RowReader
+
+    def __call__(self, partition: Partition) -> list[Damage]:
+        split = self.opened[partition.split]
+        stored = split.array[partition.start : partition.stop]
+        read = np.empty_like(stored)
+        ids, problems = self.reader.read(partition.split, partition.start, partition.stop, read)
+        if problems:
+            return [Damage(p.path, f"{p.code}: {p.detail}") for _, p in problems]
+        same = (_bits(stored) == _bits(read)).reshape(len(stored), -1).all(axis=1)
+        return [
+            Damage(ids.shards[i], f"sample {ids.shard_rows[i]} differs from row {partition.start + i} of {split.name}")
+            for i in np.flatnonzero(~same)
+        ]
+
+
+def _bits(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The bits of floats as integers, so that NaN equals NaN and 0.0 differs from -0.0."""
+    return x.view(f"u{x.dtype.itemsize}")

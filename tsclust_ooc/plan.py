@@ -1,0 +1,158 @@
+"""Which rows go where: a pure function of the survey and the options.
+
+Invariant: partitions cover every row of every split once, each is whole chunks, so no two ever write the same chunk;
+the same shards and options give the same plan on any machine, whatever its memory or workers.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from tsclust_ooc import records
+from tsclust_ooc.errors import UsageError
+from tsclust_ooc.shards.schema import Schema, Shard
+from tsclust_ooc.shards.survey import Survey
+from tsclust_ooc.shards.templates import Template
+
+CHUNKS_A_PARTITION = 2
+DEFAULT_CHUNK_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may choose that changes the bytes of a dataset. `codec` is '' (none), 'zstd' or 'blosc-lz4'."""
+
+    chunk_bytes: int = DEFAULT_CHUNK_BYTES
+    codec: str = ""
+
+    def __post_init__(self) -> None:
+        if self.chunk_bytes < 2**12:
+            raise UsageError(f"--chunk-bytes {self.chunk_bytes:,} is too small. Use 16MiB to 64MiB.")
+        if self.codec not in ("", "zstd", "blosc-lz4"):
+            raise UsageError(f"--compress {self.codec} is not known. Use zstd or blosc-lz4.")
+
+
+@dataclass(frozen=True)
+class Partition:
+    """The unit of work: rows `start` to `stop` of a split, whole chunks, one writer. `index` counts over all splits."""
+
+    index: int
+    split: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Samples `start` to `stop` of a shard; the first is row `row` of its split."""
+
+    shard: Shard
+    start: int
+    stop: int
+    row: int
+
+
+@dataclass(frozen=True)
+class SplitPlan:
+    """One split: its rows and the shards that hold them."""
+
+    name: str
+    n_rows: int
+    n_shards: int
+    n_bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a partition needs, in any process: goes to `plan.json` (shards beside it)."""
+
+    source: str
+    schema: Schema
+    reason: str
+    options: Options
+    splits: tuple[SplitPlan, ...]
+    templates: tuple[Template, ...]
+    shards_digest: str
+    shards: tuple[Shard, ...] = field(default=(), repr=False, compare=False, metadata={"elsewhere": True})
+
+    @property
+    def rows_per_chunk(self) -> int:
+        """Samples in one chunk: whole samples, at most `chunk_bytes` together (one, if a sample is larger)."""
+        return max(1, self.options.chunk_bytes // self.schema.item_bytes)
+
+    @property
+    def n_rows(self) -> int:
+        """Samples in all splits."""
+        return sum(split.n_rows for split in self.splits)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all samples, uncompressed."""
+        return self.n_rows * self.schema.item_bytes
+
+    @cached_property
+    def partitions(self) -> tuple[Partition, ...]:
+        """All partitions, split by split, in row order."""
+        step = self.rows_per_chunk * CHUNKS_A_PARTITION
+        ranges = [(s.name, start, min(start + step, s.n_rows)) for s in self.splits for start in range(0, s.n_rows, step)]
+        return tuple(Partition(i, *one) for i, one in enumerate(ranges))
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of what decides the bytes of the dataset: schema, options, source and the stamp of every shard."""
+        return records.digest([self.source, self.schema, self.options, self.splits, self.shards_digest])
+
+    def chunks_of(self, partition: Partition) -> Iterator[tuple[int, int]]:
+        """Row ranges (start, stop) of the chunks of a partition."""
+        for start in range(partition.start, partition.stop, self.rows_per_chunk):
+            yield start, min(start + self.rows_per_chunk, partition.stop)
+
+    def segments(self, split: str, start: int, stop: int) -> Iterator[Segment]:
+        """The pieces of shards that are rows `start` to `stop` of a split, in order."""
+        shards, ends = self._rows[split]
+        for i in range(bisect.bisect_right(ends, start), len(shards)):
+            first = ends[i] - shards[i].n_samples
+            if first >= stop:
+                return
+            if shards[i].n_samples:
+                begin = max(start, first)
+                yield Segment(shards[i], begin - first, min(stop, ends[i]) - first, begin)
+
+    def inputs_digest(self, partition: Partition) -> str:
+        """Digest of everything that the bytes of a partition depend on. Equal inputs, equal bytes: work can be kept."""
+        pieces = [
+            [s.shard.path, s.shard.size, s.shard.mtime_ns, s.start, s.stop]
+            for s in self.segments(partition.split, partition.start, partition.stop)
+        ]
+        return records.digest([self.source, self.schema, self.options, partition.split, partition.start, pieces])
+
+    @cached_property
+    def _rows(self) -> dict[str, tuple[list[Shard], list[int]]]:
+        """For each split its shards and, for each shard, the row after its last."""
+        by_split: dict[str, list[Shard]] = {split.name: [] for split in self.splits}
+        for shard in self.shards:
+            by_split[shard.split].append(shard)
+        return {
+            name: (shards, list(itertools.accumulate(shard.n_samples for shard in shards)))
+            for name, shards in by_split.items()
+        }
+
+
+def make_plan(survey: Survey, options: Options) -> Plan:
+    """The plan for the good shards of a survey."""
+    splits = tuple(
+        SplitPlan(name, sum(s.n_samples for s in shards), len(shards), sum(s.size for s in shards))
+        for name, shards in survey.splits().items()
+    )
+    return Plan(
+        source=survey.source, schema=survey.schema, reason=survey.reason, options=options, splits=splits,
+        templates=survey.templates, shards_digest=_digest_of(survey.shards), shards=survey.shards,
+    )  # fmt: skip
+
+
+def _digest_of(shards: Sequence[Shard]) -> str:
+    return records.digest([[s.path, s.split, s.size, s.mtime_ns, s.n_samples] for s in shards])

@@ -1,0 +1,171 @@
+"""Bring shards from shared storage to node scratch, once a node, and give them back.
+
+Invariant: a file under its final name in scratch is whole: it was copied while its source did not change, and a copy
+that another process (or a dead one) left is used only after its digest was checked. Decide is pure; fetch copies to
+a temporary name beside the target under a node-local lock, then renames.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import xxhash
+
+from tsclust_ooc import files, locks
+from tsclust_ooc.errors import CannotWrite, UsageError
+from tsclust_ooc.shards.schema import ShardError
+from tsclust_ooc.shards.templates import check_stamp
+from tsclust_ooc.units import format_bytes
+
+MODES = ("auto", "always", "never")
+SMALL_BYTES = 16 * 2**20
+"""Shards up to this size are read whole in one go: a copy on scratch would only cost a second read."""
+
+_LOCK_WAIT_SECONDS = 3600.0
+_COPY_BYTES = 4 * 2**20
+
+
+def decide(size: int, mode: str, *, on_network: bool) -> Literal["copy", "direct"]:
+    """Whether a shard of `size` bytes is copied to scratch first, or read where it lies."""
+    if mode not in MODES:
+        raise UsageError(f"--stage {mode} is not known. Use one of: {', '.join(MODES)}.")
+    if mode == "always" or (mode == "auto" and on_network and size > SMALL_BYTES):
+        return "copy"
+    return "direct"
+
+
+class Stage:
+    """This process's use of a stage directory shared by the processes of a node; close it when done.
+
+    A staged file stays while any process holds a lease on it (`KEY.HOST.PID.lease`). `close` gives up our leases and
+    removes every file that nobody leases, also what dead processes left.
+    """
+
+    def __init__(self, folder: Path, mode: str, *, on_network: bool) -> None:
+        self.folder, self.mode, self.on_network = folder, mode, on_network
+        self.copied = self.reused = 0
+        self._mine: dict[str, int] = {}  # key -> users inside this process
+        self._guard = threading.Lock()
+
+    def __enter__(self) -> Stage:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def local(self, path: str, stamp: tuple[int, int]) -> Iterator[str]:
+        """Where to read the shard at `path` (size and mtime_ns in `stamp`) inside the block."""
+        if decide(stamp[0], self.mode, on_network=self.on_network) == "direct":
+            yield path
+            return
+        key = hashlib.sha256(os.fsencode(f"{os.path.realpath(path)}\0{stamp}")).hexdigest()[:32]
+        with self._guard:
+            known = key in self._mine
+            self._mine[key] = self._mine.get(key, 0) + 1
+        try:
+            yield str(self._path(key) if known and self._path(key).exists() else self._fetch(key, path, stamp))
+        finally:
+            with self._guard:
+                self._mine[key] -= 1
+
+    def close(self) -> None:
+        """Give up all leases and remove what nobody needs."""
+        if not self.folder.is_dir():
+            return
+        for key in self._mine:
+            self._lease(key).unlink(missing_ok=True)
+        self._mine.clear()
+        for path in self.folder.glob("*.shard"):
+            self._remove_if_free(path.stem)
+
+    def _fetch(self, key: str, path: str, stamp: tuple[int, int]) -> Path:
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+        with locks.hold(self.folder / f"{key}.lock", wait_seconds=_LOCK_WAIT_SECONDS, busy=f"{path} is being staged"):
+            self._lease(key).touch()
+            if self._usable(key, stamp):
+                self.reused += 1
+            else:
+                self._make_room(stamp[0])
+                self._copy(key, path, stamp)
+                self.copied += 1
+        return self._path(key)
+
+    def _usable(self, key: str, stamp: tuple[int, int]) -> bool:
+        """Whether a copy is there, has the source's stamp, and its bytes have the digest noted when it was made."""
+        try:
+            found = self._path(key).stat()
+            noted = self._digest(key).read_text()
+        except FileNotFoundError:
+            return False
+        return (found.st_size, found.st_mtime_ns) == stamp and files.checksum(self._path(key)) == noted
+
+    def _copy(self, key: str, path: str, stamp: tuple[int, int]) -> None:
+        digest = xxhash.xxh3_128()
+        target = self._path(key)
+        self._digest(key).unlink(missing_ok=True)
+        with files.naming_the_place(target), open(path, "rb", buffering=0) as source:
+            found = os.fstat(source.fileno())
+            check_stamp(stamp, (found.st_size, found.st_mtime_ns))
+            with files.atomic_file(target) as copy:
+                while block := source.read(_COPY_BYTES):
+                    digest.update(block)
+                    copy.write(block)
+                found = os.fstat(source.fileno())
+                check_stamp(stamp, (found.st_size, found.st_mtime_ns))
+                if copy.tell() != stamp[0]:
+                    raise ShardError("unstable", f"gave {copy.tell():,} of {stamp[0]:,} bytes")
+            os.utime(target, ns=(stamp[1], stamp[1]))
+        # The digest last: a copy without one is never used.
+        files.write_atomic(self._digest(key), digest.hexdigest().encode())
+
+    def _make_room(self, size: int) -> None:
+        """Free our idle copies until `size` more bytes fit; CannotWrite when they never will."""
+        with self._guard:
+            idle = [key for key, users in self._mine.items() if users == 0]
+        for key in idle:
+            if files.free_bytes(self.folder) > 2 * size:
+                return
+            self._lease(key).unlink(missing_ok=True)
+            self._remove_if_free(key)
+            with self._guard:
+                if self._mine.get(key) == 0:
+                    del self._mine[key]
+        free = files.free_bytes(self.folder)
+        if free < size:
+            raise CannotWrite(
+                f"scratch {self.folder} has {format_bytes(free)} free, the next shard needs {format_bytes(size)}. "
+                "Use --scratch DIR with more room, or --stage never."
+            )
+
+    def _remove_if_free(self, key: str) -> None:
+        with locks.hold(self.folder / f"{key}.lock", wait_seconds=_LOCK_WAIT_SECONDS, busy="a shard is being staged"):
+            leases = list(self.folder.glob(f"{key}.*.lease"))
+            for lease in [lease for lease in leases if _dead(lease)]:
+                lease.unlink(missing_ok=True)
+                leases.remove(lease)
+            if not leases:
+                self._digest(key).unlink(missing_ok=True)
+                self._path(key).unlink(missing_ok=True)
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}.shard"
+
+    def _digest(self, key: str) -> Path:
+        return self.folder / f"{key}.digest"
+
+    def _lease(self, key: str) -> Path:
+        return self.folder / f"{key}.{socket.gethostname()}.{os.getpid()}.lease"
+
+
+def _dead(lease: Path) -> bool:
+    """Whether the process that made a lease is gone from this node (scratch is node-local, so it was this node)."""
+    pid = lease.name.split(".")[-2]
+    return not Path(f"/proc/{pid}").exists()

@@ -1,0 +1,50 @@
+"""A zarr store on a local or shared directory whose writes are durable and remembered.
+
+Invariant: a key that `set` returned from is on disk under its final name with all its bytes, and its size and digest
+are in `written`. zarr's own LocalStore never fsyncs, and creates folders anew under a work directory that another
+process has just published or swept away; this one fails there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from zarr.core.buffer import Buffer
+from zarr.storage import LocalStore
+
+from tsclust_ooc import files
+
+
+class DurableStore(LocalStore):
+    """A LocalStore below an existing `root`; `written` maps each key set through it to (bytes, xxh3-128)."""
+
+    def __init__(self, root: Path | str, *, read_only: bool = False) -> None:
+        super().__init__(root, read_only=read_only)
+        self.written: dict[str, tuple[int, str]] = {}
+
+    async def set(self, key: str, value: Buffer) -> None:
+        """Write one key durably."""
+        self._check_writable()
+        await asyncio.to_thread(self._put_durably, key, value.as_buffer_like())
+
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        """Write one key durably unless it is there."""
+        if not await self.exists(key):
+            await self.set(key, value)
+
+    def _put_durably(self, key: str, value: Any) -> None:
+        path = self.root / key
+        make_dirs(self.root, path.parent)
+        view = memoryview(value).cast("B")
+        files.write_atomic(path, view)
+        self.written[key] = (len(view), files.checksum_bytes(view))
+
+
+def make_dirs(root: Path, folder: Path) -> None:
+    """Make `folder` below `root`; FileNotFoundError when `root` itself is gone."""
+    if folder == root or folder.is_dir():
+        return
+    make_dirs(root, folder.parent)
+    folder.mkdir(exist_ok=True)
