@@ -6,8 +6,8 @@ receipt says so; a receipt is written after its data are durable and counts only
 appears by one rename of a directory that holds everything, its manifest last.
 
     .NAME.PLAN.wip/plan.json      the plan; written last by init          dataset/   what will be published
-                   shards.parquet its shards, in row order                receipts/  I.json, one a finished partition
-                   rejected.json  shards the survey left out              problems/  I.json, shards found bad while reading
+                   shards.parquet its shards, in row order                receipts/  I.json, one a partition
+                   rejected.json  shards the survey left out              problems/  I.json, bad shards met
 """
 
 from __future__ import annotations
@@ -242,15 +242,14 @@ def run(
 
 def array_bytes(plan: Plan) -> int:
     """Bytes one worker of a plan holds: a chunk, and zarr's copy of it when it is compressed."""
-    chunk = plan.rows_per_chunk * plan.schema.item_bytes
-    return chunk * (3 if plan.options.codec else 2)
+    return plan.largest_chunk_bytes * (3 if plan.options.codec else 2)
 
 
 def _check_space(final: Path, plan: Plan) -> None:
     free = files.free_bytes(final)
-    if free < plan.n_bytes * 1.02:
+    if free < plan.disk_bytes * 1.02:
         raise CannotWrite(
-            f"{final} needs {format_bytes(plan.n_bytes * 1.02)}; {files.existing_parent(final)} has "
+            f"{final} needs {format_bytes(plan.disk_bytes * 1.02)}; {files.existing_parent(final)} has "
             f"{format_bytes(free)} free. Choose another place, or make room."
         )
 
@@ -265,7 +264,7 @@ def _make_arrays(work: Work) -> None:
         # NaN, so that a chunk lost to a tool that does not read our manifest is seen, not taken for zeros.
         zarr.create_array(
             DurableStore(work.dataset / DATA), name=f"{split.name}/{ARRAY}", shape=(split.n_rows, *schema.item_shape),
-            chunks=(plan.rows_per_chunk, *schema.item_shape), dtype=schema.dtype, fill_value=float("nan"),
+            chunks=(plan.chunk_rows[split.name], *schema.item_shape), dtype=schema.dtype, fill_value=float("nan"),
             dimension_names=schema.dimension_names, compressors=_codec(plan.options.codec), overwrite=True,
         )  # fmt: skip
 
@@ -337,7 +336,7 @@ def _write_partition(work: Work, reader: RowReader, partition: Partition) -> Don
     assert isinstance(array, zarr.Array)
     ids, bad = Ids([], [], []), []
     for start, stop in plan.chunks_of(partition):
-        rows = _buffer((plan.rows_per_chunk, *plan.schema.item_shape), plan.schema.dtype)[: stop - start]
+        rows = _buffer((plan.chunk_rows[split], *plan.schema.item_shape), plan.schema.dtype)[: stop - start]
         found, problems = reader.read(split, start, stop, rows)
         bad += [BadShard(s.shard.size, s.shard.mtime_ns, problem) for s, problem in problems]
         if not bad:
@@ -421,7 +420,7 @@ def _complete(work: Work, seconds: float) -> Manifest:
 def _manifest(plan: Plan, entries: dict[str, FileEntry], n_rejected: int, seconds: float) -> Manifest:
     item = plan.schema.item_shape
     splits = {
-        s.name: SplitEntry(s.n_shards, (s.n_rows, *item), plan.schema.dtype, (plan.rows_per_chunk, *item))
+        s.name: SplitEntry(s.n_shards, (s.n_rows, *item), plan.schema.dtype, (plan.chunk_rows[s.name], *item))
         for s in plan.splits
     }
     return Manifest(

@@ -79,10 +79,30 @@ class Plan:
     shards_digest: str
     shards: tuple[Shard, ...] = field(default=(), repr=False, compare=False, metadata={"elsewhere": True})
 
+    @cached_property
+    def chunk_rows(self) -> dict[str, int]:
+        """Samples in a chunk of each split: whole samples, at most `chunk_bytes` together (one, if a sample is larger).
+
+        A split that is smaller than one chunk has a chunk of its own size: zarr would pad it to the full size.
+        """
+        most = max(1, self.options.chunk_bytes // self.schema.item_bytes)
+        return {split.name: max(1, min(most, split.n_rows)) for split in self.splits}
+
     @property
-    def rows_per_chunk(self) -> int:
-        """Samples in one chunk: whole samples, at most `chunk_bytes` together (one, if a sample is larger)."""
-        return max(1, self.options.chunk_bytes // self.schema.item_bytes)
+    def largest_chunk_bytes(self) -> int:
+        """Bytes of the largest chunk of any split."""
+        return max(self.chunk_rows.values()) * self.schema.item_bytes
+
+    @property
+    def n_chunks(self) -> int:
+        """Chunks of all splits."""
+        return sum(-(-split.n_rows // self.chunk_rows[split.name]) for split in self.splits)
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes of all chunks, uncompressed; zarr pads the last of a split."""
+        chunks = ((split.n_rows, self.chunk_rows[split.name]) for split in self.splits)
+        return sum(-(-n // rows) * rows for n, rows in chunks) * self.schema.item_bytes
 
     @property
     def n_rows(self) -> int:
@@ -97,8 +117,12 @@ class Plan:
     @cached_property
     def partitions(self) -> tuple[Partition, ...]:
         """All partitions, split by split, in row order."""
-        step = self.rows_per_chunk * CHUNKS_A_PARTITION
-        ranges = [(s.name, start, min(start + step, s.n_rows)) for s in self.splits for start in range(0, s.n_rows, step)]
+        steps = {name: rows * CHUNKS_A_PARTITION for name, rows in self.chunk_rows.items()}
+        ranges = [
+            (s.name, start, min(start + steps[s.name], s.n_rows))
+            for s in self.splits
+            for start in range(0, s.n_rows, steps[s.name])
+        ]
         return tuple(Partition(i, *one) for i, one in enumerate(ranges))
 
     @cached_property
@@ -108,8 +132,9 @@ class Plan:
 
     def chunks_of(self, partition: Partition) -> Iterator[tuple[int, int]]:
         """Row ranges (start, stop) of the chunks of a partition."""
-        for start in range(partition.start, partition.stop, self.rows_per_chunk):
-            yield start, min(start + self.rows_per_chunk, partition.stop)
+        step = self.chunk_rows[partition.split]
+        for start in range(partition.start, partition.stop, step):
+            yield start, min(start + step, partition.stop)
 
     def segments(self, split: str, start: int, stop: int) -> Iterator[Segment]:
         """The pieces of shards that are rows `start` to `stop` of a split, in order."""
@@ -128,7 +153,8 @@ class Plan:
             [s.shard.path, s.shard.size, s.shard.mtime_ns, s.start, s.stop]
             for s in self.segments(partition.split, partition.start, partition.stop)
         ]
-        return records.digest([self.source, self.schema, self.options, partition.split, partition.start, pieces])
+        place = [partition.split, self.chunk_rows[partition.split], partition.start]
+        return records.digest([self.source, self.schema, self.options, place, pieces])
 
     @cached_property
     def _rows(self) -> dict[str, tuple[list[Shard], list[int]]]:

@@ -21,7 +21,7 @@ from tsclust_ooc.shards.schema import Problem
 from tsclust_ooc.shards.survey import Survey, survey
 from tsclust_ooc.source import RowReader
 from tsclust_ooc.staging import MODES, Stage
-from tsclust_ooc.units import format_bytes, format_count, parse_bytes, plural
+from tsclust_ooc.units import format_count, parse_bytes, plural
 
 _LOCK_SECONDS = 0.5
 _SHOWN_PROBLEMS = 100
@@ -46,7 +46,8 @@ class ConsolidateOptions:
     dry_run
         Survey and plan only: partitions, memory and disk needed.
     stage
-        Copy shards to node-local scratch before reading: 'auto' (large ones on a network filesystem), 'always', 'never'.
+        Copy shards to node-local scratch before reading: 'auto' (large ones on a network filesystem), 'always'
+        or 'never'.
     compress
         Codec for chunks: zstd or blosc-lz4. Default: none (embeddings shrink 7 % and read at half the speed).
     chunk_bytes
@@ -128,7 +129,7 @@ class BadShards(BadInput):
 def consolidate(
     source: str | Path,
     dataset: str | Path,
-    options: ConsolidateOptions = ConsolidateOptions(),  # noqa: B008 - frozen
+    options: ConsolidateOptions = ConsolidateOptions(),
     listener: Listener = silent,
 ) -> Consolidated | DryRun:
     """Make the dataset from the shards of `source`: survey, plan, write every partition, publish.
@@ -244,9 +245,7 @@ class _Session:
         )  # fmt: skip
 
 
-def _survey(
-    given: Path, final: Path, parsers: Parsers, options: ConsolidateOptions, listener: Listener
-) -> Survey:
+def _survey(given: Path, final: Path, parsers: Parsers, options: ConsolidateOptions, listener: Listener) -> Survey:
     parsers.warm_up()
     return survey(
         given, parsers, layout=options.layout, key=options.key, known_bad=work_on.known_bad(final), listener=listener
@@ -271,7 +270,8 @@ def _check_ours(final: Path) -> None:
         read_manifest(final)
     except (FileNotFoundError, NotADirectoryError, BadInput) as error:
         raise CannotWrite(
-            f"{final} is not a dataset of this version, so --overwrite leaves it alone. Move it away, or choose another name."
+            f"{final} is not a dataset of this version, so --overwrite leaves it alone. "
+            "Move it away, or choose another name."
         ) from error
 
 
@@ -294,11 +294,10 @@ def _workers(plan: Plan, options: ConsolidateOptions, limits: Budget) -> int:
 def _dry_run(found: Survey, final: Path, options: ConsolidateOptions, limits: Budget) -> DryRun:
     plan = make_plan(found, options.plan_options())
     n_workers = _workers(plan, options, limits)
-    n_chunks = sum(-(-split.n_rows // plan.rows_per_chunk) for split in plan.splits)
     return DryRun(
         dataset=str(final), n_shards=len(plan.shards), n_samples=plan.n_rows, n_rejected=len(found.problems),
-        n_partitions=len(plan.partitions), n_chunks=n_chunks,
-        disk_bytes=n_chunks * plan.rows_per_chunk * plan.schema.item_bytes,
+        n_partitions=len(plan.partitions), n_chunks=plan.n_chunks,
+        disk_bytes=plan.disk_bytes,
         memory_bytes=budget.BASE_BYTES + n_workers * work_on.array_bytes(plan), n_workers=n_workers,
     )  # fmt: skip
 

@@ -21,7 +21,7 @@ class InspectOptions:
     Attributes
     ----------
     layout
-        How datasets map to samples: item-per-file, rows-per-file or dataset-per-item. Default: guessed, with the reason.
+        How datasets map to samples: item-per-file, rows-per-file or dataset-per-item. Default: guessed, and why.
     key
         Name of the dataset that holds the vectors. Default: guessed.
     """
@@ -45,7 +45,7 @@ class SplitSummary:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What `inspect` found; `dataset_bytes` is the disk the dataset will take, `memory_bytes` what this process may use."""
+    """What `inspect` found; `dataset_bytes` is the disk a dataset will take, `memory_bytes` what this job may use."""
 
     source: str
     n_shards: int
@@ -66,7 +66,7 @@ class Inspection:
     next_command: str
 
 
-def inspect(source: str | Path, options: InspectOptions = InspectOptions(), listener: Listener = silent) -> Inspection:  # noqa: B008 - frozen
+def inspect(source: str | Path, options: InspectOptions = InspectOptions(), listener: Listener = silent) -> Inspection:
     """Survey every shard of `source` and say what is there."""
     given = Path(source).expanduser()
     with Parsers(budget.available_cores()) as parsers:
@@ -78,13 +78,11 @@ def inspect(source: str | Path, options: InspectOptions = InspectOptions(), list
 def summarize(found: Survey, given: Path, options: InspectOptions) -> Inspection:
     """An Inspection of a survey of the source that the user gave as `given`."""
     plan = make_plan(found, Options())
-    chunk_bytes = plan.rows_per_chunk * plan.schema.item_bytes
-    n_chunks = sum(-(-split.n_rows // plan.rows_per_chunk) for split in plan.splits)
     return Inspection(
         source=found.source, n_shards=len(found.shards), n_samples=found.n_samples, bytes=found.n_bytes,
         key=found.schema.key, layout=found.schema.layout, reason=found.reason, item_shape=found.schema.item_shape,
         dtype=found.schema.dtype, splits=_splits(found), problems=found.problems, notes=found.notes,
-        n_other_files=found.n_other, dataset_bytes=n_chunks * chunk_bytes, n_chunks=n_chunks,
+        n_other_files=found.n_other, dataset_bytes=plan.disk_bytes, n_chunks=plan.n_chunks,
         memory_bytes=budget.memory_limit(), next_command=_next_command(found, given, options),
     )  # fmt: skip
 

@@ -85,7 +85,9 @@ def read(opened: Opened, schema: Schema, start: int, stop: int) -> tuple[np.ndar
     if schema.layout == DATASET_PER_ITEM:
         members = [m for m in members if layouts.rows_of(schema, m)][start:stop]
         start, stop = 0, 1
-    out = np.empty((len(members) if schema.layout == DATASET_PER_ITEM else stop - start, *schema.item_shape), schema.dtype)
+    out = np.empty(
+        (len(members) if schema.layout == DATASET_PER_ITEM else stop - start, *schema.item_shape), schema.dtype
+    )
     for i, member in enumerate(members):
         target = out[i : i + 1] if schema.layout == DATASET_PER_ITEM else out
         _read_member(opened, schema, member, start, stop, target)
@@ -172,7 +174,7 @@ def _not_hdf5(head: bytes) -> ShardError:
         if head[at : at + 8] == SIGNATURE:
             return ShardError("driver", f"a user block of {at} bytes before the HDF5 data")
         at *= 2
-    return ShardError("not-hdf5", f"begins with {ascii(head[:12].decode('latin-1'))}, no HDF5 signature")
+    return ShardError("not-hdf5", f"begins with {head[:12].decode('latin-1')!a}, no HDF5 signature")
 
 
 def _walk(opened: Opened, group: h5py.h5g.GroupID, prefix: str, members: list[Member], depth: int) -> None:

@@ -63,7 +63,9 @@ class Parsers:
             template = Template(**{**template, "shape": tuple(template["shape"])})
         return Probed(_structure(answer["structure"]), template)
 
-    def read(self, path: str, stamp: tuple[int, int], schema: Schema, start: int, stop: int, out: memoryview) -> list[str]:
+    def read(
+        self, path: str, stamp: tuple[int, int], schema: Schema, start: int, stop: int, out: memoryview
+    ) -> list[str]:
         """Fill `out` (bytes) with samples `start` to `stop` of the file; returns the datasets they came from.
 
         Raises ShardError when the file cannot be read or changed since `stamp` (size, mtime_ns).

@@ -19,7 +19,7 @@ from tsclust_ooc.progress import Listener, silent
 from tsclust_ooc.shards import layouts
 from tsclust_ooc.shards.parsers import Parsers
 from tsclust_ooc.shards.schema import Problem, Schema, Shard, ShardError, Structure, natural_key, split_of
-from tsclust_ooc.shards.templates import Matcher, Template, matchers
+from tsclust_ooc.shards.templates import Template, matchers
 
 SUFFIXES = (".h5", ".hdf5", ".he5")
 _MAX_TEMPLATES, _TRIES_A_SIZE = 16, 3
@@ -196,7 +196,7 @@ def _structures(
     by_size = matchers(templates)
     problems: list[Problem] = []
 
-    def look(entry: _Entry) -> Structure | None | Problem:
+    def look(entry: _Entry) -> Structure | Problem | None:
         path = os.path.join(root, entry.path)
         try:
             for matcher in by_size.get(entry.size, ()):
@@ -220,11 +220,11 @@ def _structures(
 
 
 def _in_threads(
-    look: Callable[[_Entry], Structure | None | Problem], entries: Sequence[_Entry], n_threads: int, listener: Listener
-) -> Iterator[Structure | None | Problem]:
+    look: Callable[[_Entry], Structure | Problem | None], entries: Sequence[_Entry], n_threads: int, listener: Listener
+) -> Iterator[Structure | Problem | None]:
     """`look` at every entry from many threads, a few hundred entries a task, answers in order."""
 
-    def look_at(batch: Sequence[_Entry]) -> list[Structure | None | Problem]:
+    def look_at(batch: Sequence[_Entry]) -> list[Structure | Problem | None]:
         return [look(entry) for entry in batch]
 
     batches = [entries[i : i + _BATCH] for i in range(0, len(entries), _BATCH)]

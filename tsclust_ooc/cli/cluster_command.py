@@ -1,0 +1,61 @@
+"""tsclust cluster."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from tsclust_ooc.cli.console import Output, OutputOptions, expand, session
+from tsclust_ooc.pipeline.clustering import Clustered, ClusterOptions
+from tsclust_ooc.pipeline.clustering import cluster as run_cluster
+from tsclust_ooc.units import format_bytes, format_count, format_seconds, plural
+
+
+def cluster(
+    dataset: Path,
+    run: Path,
+    /,
+    *,
+    k: Annotated[int, Parameter(name=["-k", "--clusters"])],
+    options: Annotated[ClusterOptions, Parameter(name="*")] = ClusterOptions(),  # noqa: B008 - frozen
+    output: Output = OutputOptions(),  # noqa: B008 - frozen
+) -> None:
+    """Cluster a dataset with k-means and publish the run: labels of every split, model, metrics, report.
+
+    Parameters
+    ----------
+    dataset
+        A published dataset.
+    run
+        Directory to publish; it appears when it is complete.
+    k
+        Number of clusters.
+    """
+    places = {name: expand(p) for name in ("scratch", "truth") if (p := getattr(options, name)) is not None}
+    with session(output) as show:
+        done = run_cluster(expand(dataset), expand(run), k, replace(options, **places), show)
+        show.result(done, lines(done))
+
+
+def lines(done: Clustered) -> list[str]:
+    """A finished run for a person."""
+    sizes = " ".join(format_count(n) for n in sorted(done.sizes, reverse=True))
+    how = "there already, made with these options" if done.reused else "converged" if done.converged else "stopped"
+    after = f" after {plural(done.n_iter, 'iteration')}" if done.n_iter else ""
+    scores = " · ".join(f"{name} {value:.4g}" for name, value in done.scores.items())
+    rows = ", ".join(f"{split} {format_count(n)}" for split, n in done.splits.items())
+    return [
+        f"{how}{after} · inertia {done.inertia:.6e} · sizes {sizes}",
+        *([f"  {scores}"] if scores else []),
+        f"  {rows} rows · {_passes(done.n_passes)} over the data, {format_bytes(done.bytes_read)} read · "
+        f"{format_seconds(done.seconds)}, peak {format_bytes(done.peak_bytes)}",
+        f'  labels   {done.labels}   pandas.read_parquet("{done.labels}")',
+        f"  report   {done.report}",
+    ]
+
+
+def _passes(n: int) -> str:
+    return "1 pass" if n == 1 else f"{n} passes"

@@ -1,0 +1,154 @@
+"""What a command shows: progress on stderr, its result on stdout, as text or as one line of JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TextIO
+
+from cyclopts import Parameter
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from tsclust_ooc import provenance, records
+from tsclust_ooc.errors import TsclustError
+from tsclust_ooc.units import format_bytes, format_count, format_seconds
+
+_MINUTE = 60.0
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """What is printed.
+
+    Attributes
+    ----------
+    json
+        One line of JSON on stdout, nothing else there.
+    quiet
+        No progress and no result text; errors only.
+    log_file
+        Also append progress lines and messages, with times, to this file.
+    """
+
+    json: bool = False
+    quiet: bool = False
+    log_file: Path | None = None
+
+
+Output = Annotated[OutputOptions, Parameter(name="*")]
+
+
+class Session:
+    """One command's output: a Listener for the work, and `result` for its end."""
+
+    def __init__(self, options: OutputOptions, progress: Progress | None, log: TextIO | None) -> None:
+        self._options, self._progress, self._log = options, progress, log
+        self._tasks: dict[str, Any] = {}
+        self._guard = threading.Lock()
+        self._last_line = self._began = time.monotonic()
+
+    def advance(self, stage: str, done: int, total: int) -> None:
+        """Show how far a stage is: a bar on a terminal, a line a minute elsewhere."""
+        with self._guard:
+            if self._progress is not None:
+                if stage not in self._tasks:
+                    self._tasks[stage] = self._progress.add_task(stage, total=total)
+                self._progress.update(self._tasks[stage], completed=done, total=total)
+            now = time.monotonic()
+            if now - self._last_line >= _MINUTE:
+                self._last_line = now
+                self._line(_progress_line(stage, done, total, now - self._began), terminal=self._progress is None)
+
+    def say(self, message: str) -> None:
+        """One line for a person."""
+        with self._guard:
+            self._line(message, terminal=True)
+
+    def _line(self, text: str, *, terminal: bool) -> None:
+        text = clean(text)
+        if self._log is not None:
+            self._log.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {text}\n")
+            self._log.flush()
+        if terminal and not self._options.quiet:
+            if self._progress is not None:
+                self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            else:
+                sys.stderr.write(f"{text}\n")
+                sys.stderr.flush()
+
+    def result(self, result: Any, lines: Sequence[str]) -> None:
+        """Show a result: as JSON, or as the given lines."""
+        if self._progress is not None:
+            self._progress.stop()
+        if self._options.json:
+            sys.stdout.write(records.dumps(result) + "\n")
+        elif not self._options.quiet:
+            sys.stdout.write("".join(f"{clean(line)}\n" for line in lines))
+
+
+@contextlib.contextmanager
+def session(options: OutputOptions) -> Iterator[Session]:
+    """The output of one command; with --json an error is one JSON object too."""
+    with contextlib.ExitStack() as stack:
+        log = None
+        if options.log_file is not None:
+            log = stack.enter_context(options.log_file.expanduser().open("a", encoding="utf-8"))
+        progress = stack.enter_context(_bars()) if sys.stderr.isatty() and not options.quiet else None
+        try:
+            yield Session(options, progress, log)
+        except TsclustError as error:
+            if options.json:
+                problems = [vars(p) for p in getattr(error, "problems", ())]
+                body = {"error": str(error), "exit_code": error.exit_code, "problems": problems}
+                sys.stdout.write(json.dumps(body) + "\n")
+            raise
+
+
+def clean(text: str) -> str:
+    """`text` without control characters: a file name may hold terminal escapes, or bytes that are no UTF-8."""
+    printable = text.encode("utf-8", "backslashreplace").decode()
+    return _CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", printable)
+
+
+def expand(path: str | Path) -> Path:
+    """A path argument with ~ and $VARS expanded."""
+    return Path(os.path.expandvars(Path(path).expanduser()))
+
+
+def _bars() -> Progress:
+    return Progress(
+        TextColumn("  {task.description:<10}"), MofNCompleteColumn(), BarColumn(bar_width=28), TimeElapsedColumn(),
+        TimeRemainingColumn(), console=Console(stderr=True), transient=True,
+    )  # fmt: skip
+
+
+def _progress_line(stage: str, done: int, total: int, seconds: float) -> str:
+    rate = done / max(seconds, 1e-9)
+    left = format_seconds((total - done) / rate) if rate > 0 else "unknown"
+    memory = format_bytes(provenance.tree_bytes(os.getpid()))
+    return (
+        f"{stage}   {format_count(done)} of {format_count(total)}   {rate:,.0f}/s   "
+        f"{format_seconds(seconds)} gone, {left} left   memory {memory}"
+    )
+
+
+def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
+    """Lines of a plain table, columns padded; those in `right` are right-aligned. The first row is the head."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  "
+        + "  ".join(
+            c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

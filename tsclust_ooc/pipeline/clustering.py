@@ -1,0 +1,423 @@
+"""cluster, predict and evaluate: a dataset's rows into labels, and what they are worth."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tsclust_ooc import budget, files, locks, provenance, report, results, scratch
+from tsclust_ooc.budget import Budget
+from tsclust_ooc.cluster import starts, stock
+from tsclust_ooc.cluster.fused import UnusableRows
+from tsclust_ooc.cluster.lloyd import Fit, PassInfo, assign, lloyd
+from tsclust_ooc.dataset import VIEWS, Dataset, DatasetRows, open_dataset
+from tsclust_ooc.errors import BadInput, UsageError
+from tsclust_ooc.passes import Tally, thread_mapper
+from tsclust_ooc.pipeline import describing
+from tsclust_ooc.progress import Listener, silent
+from tsclust_ooc.provenance import Meter
+from tsclust_ooc.results import Metrics, Run, RunManifest, RunOptions, RunWork
+from tsclust_ooc.runtime import ClusterSpec, Runtime, open_runtime
+from tsclust_ooc.units import format_bytes, format_seconds
+
+ENGINES = ("lloyd", "dask-ml")
+METRICS = ("euclidean", "cosine")
+_LOCK_SECONDS = 0.5
+_BLOCKS_A_WORKER = 4  # a block as read and as float32, its tile and products, and one waiting to be taken
+
+
+@dataclass(frozen=True)
+class ComputeOptions:
+    """Where the passes run.
+
+    Attributes
+    ----------
+    scheduler
+        'threads' (no open port) or 'local' (a dask cluster of processes on this machine: TLS, loopback only, dashboard).
+    memory
+        Memory of the whole process tree, like 4GB. Default: half of what this job may use.
+    workers
+        Blocks computed side by side. Default: from cores and memory.
+    scratch
+        Directory on a disk of this node. Default: the first node-local one found.
+    overwrite
+        Replace the result that is already there, in one step, when the new one is complete.
+    """
+
+    scheduler: str = "threads"
+    memory: str | None = None
+    workers: int | None = None
+    scratch: Path | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class ClusterOptions(ComputeOptions):
+    """Options of cluster.
+
+    Attributes
+    ----------
+    view
+        How a sample becomes rows: 'flatten' (variable x feature columns), 'variable' (one row a variable), or 'mean'.
+    metric
+        'euclidean', or 'cosine' (spherical k-means: rows and centers of unit length).
+    engine
+        'lloyd' (one fused read of the data an iteration), or 'dask-ml' (the stock estimator, for comparison).
+    fit_split
+        Split the centers are fitted on; every split gets labels. Default: train if there is one, else the only one.
+    init
+        'auto' (k-means++ and Lloyd on a uniform sample, then full passes), 'k-means++', 'k-means||' or 'random'.
+    max_iter
+        Most updates of the centers.
+    tol
+        Stop when the centers move less than this, relative to the mean variance of the columns.
+    seed
+        The same dataset, options and seed give the same labels, whatever the workers.
+    truth
+        Parquet file of known classes (split, sample_id, class): scores against them go into the report.
+    """
+
+    view: str = "flatten"
+    metric: str = "euclidean"
+    engine: str = "lloyd"
+    fit_split: str | None = None
+    init: str = "auto"
+    max_iter: int = 300
+    tol: float = 1e-4
+    seed: int = 0
+    truth: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("view", self.view, VIEWS), ("metric", self.metric, METRICS), ("engine", self.engine, ENGINES),
+            ("init", self.init, starts.INITS),
+        ):  # fmt: skip
+            if value not in known:
+                raise UsageError(f"--{name} {value} is not known. Use one of: {', '.join(known)}.")
+        if self.engine == "dask-ml" and self.metric != "euclidean":
+            raise UsageError("--engine dask-ml knows the euclidean metric only. Use --engine lloyd.")
+
+
+@dataclass(frozen=True)
+class Clustered:
+    """Result of cluster and predict. `sizes` and `scores` are of the fit split; paths are absolute."""
+
+    run: str
+    k: int
+    inertia: float
+    n_iter: int
+    converged: bool
+    n_passes: int
+    bytes_read: int
+    seconds: float
+    peak_bytes: int
+    sizes: tuple[int, ...]
+    splits: dict[str, int]
+    scores: dict[str, float]
+    labels: str
+    report: str
+    dashboard: str
+    digest: str
+    reused: bool
+
+
+def cluster(
+    dataset: str | Path,
+    run: str | Path,
+    k: int,
+    options: ClusterOptions = ClusterOptions(),
+    listener: Listener = silent,
+) -> Clustered:
+    """Fit `k` clusters on one split of a dataset, label every split, publish the run.
+
+    Raises BadInput for data that cannot be clustered (the shard and row are named), CannotWrite when `run` is taken,
+    TryAgain when another process is making it.
+    """
+    opened = open_dataset(dataset)
+    fit_split = _fit_split(opened, options.fit_split)
+    starts.check_k(k, opened[fit_split].rows(options.view).n_rows)
+    what = RunOptions(
+        "cluster", k, options.engine, options.view, options.metric, options.init, options.max_iter, options.tol,
+        options.seed, fit_split,
+    )  # fmt: skip
+    with _Session(opened, Path(run).expanduser().absolute(), what, options, listener) as session:
+        return session.reuse() or session.cluster(options)
+
+
+def predict(
+    run: str | Path,
+    dataset: str | Path,
+    out: str | Path,
+    options: ComputeOptions = ComputeOptions(),
+    listener: Listener = silent,
+) -> Clustered:
+    """Label every row of a dataset by the centers of a published run; publish the labels as a run of their own."""
+    fitted, opened = results.open_run(run), open_dataset(dataset)
+    model = fitted.model
+    if model is None:
+        raise BadInput(f"{fitted.path} holds predictions, not a model. Give the run that cluster published.")
+    first = next(iter(opened))
+    if opened[first].rows(model.view).n_columns != model.n_columns:
+        raise BadInput(
+            f"{opened.path} has samples {opened.schema.item_shape}, the run {fitted.path} was fitted on "
+            f"{model.item_shape} (view {model.view}). Use a dataset with the same features."
+        )
+    what = replace(fitted.manifest.options, kind="predict", fit_split="", model=fitted.manifest.digest)
+    with _Session(opened, Path(out).expanduser().absolute(), what, options, listener) as session:
+        return session.reuse() or session.predict(fitted, model)
+
+
+class _Session:
+    """One cluster or predict command: the lock, the meter, the runtime and the counts it holds while it works."""
+
+    def __init__(
+        self, opened: Dataset, final: Path, what: RunOptions, options: ComputeOptions, listener: Listener
+    ) -> None:
+        self.opened, self.final, self.what, self.options, self.listener = opened, final, what, options, listener
+        self.tally, self.meter, self.stack = Tally(), Meter(), contextlib.ExitStack()
+        self.rows = {name: split.rows(what.view) for name, split in opened.items() if split.n_samples}
+        self.notes: list[str] = []
+        if opened.manifest.n_rejected:
+            self.notes.append(f"{opened.manifest.n_rejected:,} shards were left out of the dataset (rejected.json)")
+
+    def __enter__(self) -> _Session:
+        self.limits = budget.resolve(self.options.memory, self.options.workers)
+        local = scratch.scratch_dir(self.options.scratch)
+        busy = f"{self.final} is being made by another process. Run the same command again when it is done."
+        lock = locks.name_for(local, "run", self.final)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(locks.hold(lock, wait_seconds=_LOCK_SECONDS, busy=busy, listener=self.listener))
+            stack.enter_context(self.meter)
+            self.scratch, self.stack = local, stack.pop_all()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self.stack.__exit__(*exc)
+
+    def reuse(self) -> Clustered | None:
+        """The published run, if it is just this one."""
+        found = results.existing(
+            self.final, self.opened.manifest.digest, self.what, overwrite=self.options.overwrite
+        )
+        results.sweep(self.final)
+        return None if found is None else _clustered(found, dashboard="", reused=True)
+
+    def cluster(self, options: ClusterOptions) -> Clustered:
+        """Fit, label, describe, publish."""
+        name = self.what.fit_split
+        with self._runtime() as runtime, self._naming_rows(name):
+            sample = self._sample(runtime, name, options)
+            fit = self._fit(runtime, self.rows[name], sample.x, options)
+            labels, distances = {name: fit.labels}, {name: fit.distances}
+            inertias = {name: fit.inertia}
+            for other in self.rows:
+                if other != name:
+                    with self._naming_rows(other):
+                        labels[other], distances[other], inertias[other] = self._assign(runtime, other, fit.centers)
+            if not fit.converged:
+                self.notes.append(f"not converged after {fit.n_iter} updates: --max-iter {2 * fit.n_iter} goes on")
+            described = describing.Described(self.opened, self.what, _in_units(distances, self.what.metric), labels)
+            metrics = described.metrics(fit, inertias, sample.rows, sample.x, options.truth, tuple(self.notes))
+            return self._publish(described, metrics, fit.centers, runtime)
+
+    def predict(self, fitted: Run, model: results.Model) -> Clustered:
+        """Label, describe, publish."""
+        centers = results.load_centers(fitted.path, model)
+        labels, distances, inertias = {}, {}, {}
+        with self._runtime() as runtime:
+            for name in self.rows:
+                with self._naming_rows(name):
+                    labels[name], distances[name], inertias[name] = self._assign(runtime, name, centers)
+            described = describing.Described(self.opened, self.what, _in_units(distances, self.what.metric), labels)
+            metrics = described.predicted(inertias, tuple(self.notes))
+            return self._publish(described, metrics, None, runtime)
+
+    @contextlib.contextmanager
+    def _runtime(self) -> Iterator[Runtime]:
+        block = max(rows.view_dtype.itemsize * (rows.bounds[1] * rows.n_columns) for rows in self.rows.values())
+        n_workers = self.limits.workers_that_fit(_BLOCKS_A_WORKER * block, "clustering")
+        spec = ClusterSpec(self.options.scheduler, n_workers, self.limits.memory_bytes, self.scratch)
+        with open_runtime(spec, self.listener) as runtime:
+            if runtime.dashboard:
+                self.listener.say(f"dashboard {runtime.dashboard}")
+            yield runtime
+
+    def _sample(self, runtime: Runtime, name: str, options: ClusterOptions) -> describing.Sample:
+        """A uniform sample of the fit split: where centers start, and what the map of the report shows."""
+        rows = self.rows[name]
+        n = starts.sample_size(rows, self.what.k, _sample_bytes(self.limits))
+        chosen = starts.sample_indices(rows.n_rows, n, options.seed)
+        mapper = _watched(runtime, "sample", self.listener)
+        return describing.Sample(chosen, starts.gather(rows, chosen, mapper=mapper, tally=self.tally))
+
+    def _fit(self, runtime: Runtime, rows: DatasetRows, sample: np.ndarray[Any, Any], options: ClusterOptions) -> Fit:
+        start = starts.Start(options.init, options.metric, options.seed)  # type: ignore[arg-type]
+        with thread_mapper(self.limits.n_workers) as local:
+            centers = starts.initial_centers(
+                rows, self.what.k, start, mapper=runtime.mapper, local=local, tally=self.tally, sample=sample
+            )
+        if options.engine == "dask-ml":
+            return self._fit_stock(runtime, rows, centers, options)
+        return lloyd(
+            rows, centers, metric=options.metric, max_iter=options.max_iter, tol=options.tol,  # type: ignore[arg-type]
+            mapper=_watched(runtime, "pass", self.listener), tally=self.tally, on_pass=self._say_pass,
+        )  # fmt: skip
+
+    def _fit_stock(
+        self, runtime: Runtime, rows: DatasetRows, centers: np.ndarray[Any, Any], options: ClusterOptions
+    ) -> Fit:
+        """dask-ml's centers, with labels, distances and inertia of our own from one more pass: its own are wrong."""
+        lazy = self.opened[self.what.fit_split].view(self.what.view)
+        fitted = stock.fit_stock(lazy, centers, max_iter=options.max_iter, tol=options.tol, seed=options.seed)
+        self.notes.append(f"dask-ml ran {fitted.n_iter} iterations of several reads each; they are not counted in n_passes")
+        once = lloyd(rows, fitted.centers, max_iter=1, tol=0.0, mapper=runtime.mapper)
+        found = self._assign(runtime, self.what.fit_split, fitted.centers)
+        self.tally.n_passes += once.n_passes
+        return replace(
+            once, centers=fitted.centers, labels=found[0], distances=found[1], inertia=found[2], n_iter=fitted.n_iter,
+            history=(), converged=fitted.n_iter < options.max_iter,
+        )  # fmt: skip
+
+    def _assign(
+        self, runtime: Runtime, name: str, centers: np.ndarray[Any, Any]
+    ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], float]:
+        """Labels, squared distances and inertia of one split, in one pass."""
+        rows = self.rows[name]
+        labels, distances = np.empty(rows.n_rows, np.int32), np.empty(rows.n_rows, rows.view_dtype)
+
+        def take(start: int, per_row: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]) -> None:
+            there = slice(start, start + len(per_row[0]))
+            labels[there], distances[there] = per_row
+
+        inertia, _ = assign(
+            rows, centers, metric=self.what.metric, mapper=_watched(runtime, f"label {name}", self.listener),  # type: ignore[arg-type]
+            tally=self.tally, sink=take,
+        )  # fmt: skip
+        return labels, distances, inertia
+
+    def _say_pass(self, info: PassInfo) -> None:
+        rate = format_bytes(info.bytes_read / max(info.seconds, 1e-9))
+        self.listener.say(
+            f"pass {info.number}   inertia {info.inertia:.4e}   moved {100 * info.moved:.3g} %   "
+            f"{format_seconds(info.seconds)}   {rate}/s"
+        )
+
+    @contextlib.contextmanager
+    def _naming_rows(self, split: str) -> Iterator[None]:
+        """Say which shard a row that cannot be used came from."""
+        try:
+            yield
+        except UnusableRows as error:
+            raise BadInput(f"{split}: {error} {describing.origin(self.opened[split], self.what.view, error.row)}") from error
+
+    def _publish(
+        self, described: describing.Described, metrics: Metrics, centers: np.ndarray[Any, Any] | None, runtime: Runtime
+    ) -> Clustered:
+        with RunWork(self.final) as work:
+            for split in described.labels:
+                work.write_labels(split, described.table(split))
+            if centers is not None:
+                work.write_model(
+                    centers, metric=self.what.metric, view=self.what.view, item_shape=self.opened.schema.item_shape,
+                    dataset_digest=self.opened.manifest.digest,
+                )  # fmt: skip
+            work.write_metrics(metrics)
+            if self.options.scheduler != "threads":
+                runtime.save_report(work.root / results.DASK_REPORT)
+                if (work.root / results.DASK_REPORT).exists():
+                    work.note(results.DASK_REPORT)
+            manifest = self._manifest(work, runtime)
+            page = describing.page(manifest, metrics, self.final)
+            work.write(results.REPORT, report.render(page).encode())
+            manifest = replace(manifest, files=dict(sorted(work.files.items())))
+            work.publish(manifest, replace=self.options.overwrite)
+        return _clustered(results.open_run(self.final), dashboard=runtime.dashboard, reused=False)
+
+    def _manifest(self, work: RunWork, runtime: Runtime) -> RunManifest:
+        return RunManifest(
+            digest=work.digest(), dataset=str(self.opened.path), dataset_digest=self.opened.manifest.digest,
+            options=self.what, n_rows={name: rows.n_rows for name, rows in self.rows.items()},
+            n_columns=next(iter(self.rows.values())).n_columns, scheduler=self.options.scheduler,
+            n_workers=runtime.n_workers, n_passes=self.tally.n_passes, bytes_read=self.tally.bytes_read,
+            seconds=round(self.meter.elapsed(), 3), peak_bytes=self.meter.peak_bytes, files={},
+            provenance=provenance.here_and_now(),
+        )  # fmt: skip
+
+
+def evaluate(run: str | Path, truth: str | Path) -> dict[str, dict[str, float]]:
+    """Scores of a run's labels against known classes, for each split and for 'all'.
+
+    `truth` is a parquet file of split, sample_id, class; rows of a sample all have its class.
+    """
+    opened = results.open_run(run)
+    tables = {name: opened.labels(name) for name in opened.manifest.n_rows}
+    return describing.external({name: describing.classes_of(Path(truth), t) for name, t in tables.items()})
+
+
+def rewrite_report(run: str | Path, out: str | Path | None = None) -> Path:
+    """Render the report of a published run again, to `out` (default: RUN-report.html beside the run)."""
+    opened = results.open_run(run)
+    target = opened.path.with_name(f"{opened.path.name}-report.html") if out is None else Path(out).expanduser()
+    page = describing.page(opened.manifest, opened.metrics, opened.path)
+    files.write_atomic(target.absolute(), report.render(page).encode())
+    return target
+
+
+def _fit_split(opened: Dataset, asked: str | None) -> str:
+    filled = [name for name, split in opened.items() if split.n_samples]
+    if not filled:
+        raise BadInput(f"{opened.path} holds no samples. Consolidate shards that have some.")
+    if asked is not None and asked not in filled:
+        raise UsageError(f"--fit-split {asked}: {opened.path} has no such rows. Use one of: {', '.join(filled)}.")
+    if asked is not None:
+        return asked
+    return "train" if "train" in filled else "all" if "all" in filled else filled[0]
+
+
+def _sample_bytes(limits: Budget) -> int:
+    return min(starts.SAMPLE_BYTES, limits.working_bytes // 4)
+
+
+def _in_units(distances: dict[str, np.ndarray[Any, Any]], metric: str) -> dict[str, np.ndarray[Any, Any]]:
+    """Squared distances as people know them: euclidean distance, or 1 - cosine."""
+    return {name: d / 2 if metric == "cosine" else np.sqrt(d) for name, d in distances.items()}
+
+
+def _watched(runtime: Runtime, stage: str, listener: Listener) -> Callable[..., Iterator[Any]]:
+    """The runtime's mapper, telling the listener how many blocks are done."""
+
+    def mapper(fn: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        todo = list(items)
+        for done, result in enumerate(runtime.mapper(_Named(fn, stage.replace(" ", "-")), todo), start=1):
+            listener.advance(stage, done, len(todo))
+            yield result
+
+    return mapper
+
+
+@dataclass(frozen=True)
+class _Named:
+    """A function with the name that its tasks have on a dashboard."""
+
+    fn: Callable[[Any], Any]
+    task_name: str
+
+    def __call__(self, item: Any) -> Any:
+        return self.fn(item)
+
+
+def _clustered(run: Run, *, dashboard: str, reused: bool) -> Clustered:
+    manifest, metrics = run.manifest, run.metrics
+    first = manifest.options.fit_split or next(iter(metrics.sizes))
+    return Clustered(
+        run=str(run.path), k=manifest.options.k, inertia=metrics.inertia, n_iter=metrics.n_iter,
+        converged=metrics.converged, n_passes=manifest.n_passes, bytes_read=manifest.bytes_read,
+        seconds=manifest.seconds, peak_bytes=manifest.peak_bytes, sizes=metrics.sizes[first], splits=manifest.n_rows,
+        scores={score.name: score.value for score in metrics.scores}, labels=str(run.path / results.LABELS),
+        report=str(run.path / results.REPORT), dashboard=dashboard, digest=manifest.digest, reused=reused,
+    )  # fmt: skip
