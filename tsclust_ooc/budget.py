@@ -18,6 +18,10 @@ BASE_BYTES = 450 * 10**6
 """Resident memory of the interpreter with everything a long command imports, measured (zarr, dask, numba, pyarrow)."""
 
 
+_ROOT = Path("/")
+"""Where /proc and /sys are found."""
+
+
 @dataclass(frozen=True)
 class Budget:
     """Memory (bytes, whole process tree) and worker count that a command promises to stay within."""
@@ -80,14 +84,20 @@ def memory_limit() -> int:
 
 def _slurm_memory() -> int | None:
     """Slurm's grant in bytes (its variables are in MiB), or None outside a job."""
-    if per_node := os.environ.get("SLURM_MEM_PER_NODE", ""):
-        return int(per_node) * 2**20
-    per_cpu, cpus = os.environ.get("SLURM_MEM_PER_CPU", ""), os.environ.get("SLURM_CPUS_ON_NODE", "")
-    return int(per_cpu) * int(cpus) * 2**20 if per_cpu and cpus else None
+    if per_node := _slurm_number("SLURM_MEM_PER_NODE"):
+        return per_node * 2**20
+    per_cpu, cpus = _slurm_number("SLURM_MEM_PER_CPU"), _slurm_number("SLURM_CPUS_ON_NODE")
+    return per_cpu * cpus * 2**20 or None
+
+
+def _slurm_number(name: str) -> int:
+    """The number in a variable; 0 where it is not set, or is set to 0, which asks Slurm for all there is."""
+    text = os.environ.get(name, "")
+    return int(text) if text.isdigit() else 0
 
 
 def _mem_available() -> int:
-    for line in Path("/proc/meminfo").read_text().splitlines():
+    for line in (_ROOT / "proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     return int(os.sysconf("SC_PHYS_PAGES")) * int(os.sysconf("SC_PAGE_SIZE"))
@@ -96,15 +106,15 @@ def _mem_available() -> int:
 def _cgroup_files(controller: str, v2_name: str, v1_name: str) -> Iterator[Path]:
     """Limit files of this process's cgroup and all its ancestors, for both cgroup versions."""
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        lines = (_ROOT / "proc/self/cgroup").read_text().splitlines()
     except OSError:
         return
     for line in lines:
         _, controllers, group = line.split(":", 2)
         if controllers == "":
-            root, name = Path("/sys/fs/cgroup"), v2_name
+            root, name = _ROOT / "sys/fs/cgroup", v2_name
         elif controller in controllers.split(","):
-            root, name = Path("/sys/fs/cgroup", controller), v1_name
+            root, name = _ROOT / "sys/fs/cgroup" / controller, v1_name
         else:
             continue
         here = root / group.lstrip("/")

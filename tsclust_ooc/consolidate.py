@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import shutil
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -27,20 +26,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zarr
+from zarr.codecs import BloscCodec, ZstdCodec
+from zarr.storage import MemoryStore
 
 from tsclust_ooc import files, provenance, records
 from tsclust_ooc.dataset import (
     ARRAY,
     DATA,
     INDEX,
-    INDEX_SCHEMA,
     MANIFEST,
     MANIFEST_VERSION,
     REJECTED,
     FileEntry,
     Manifest,
+    Rejected,
     SplitEntry,
     content_digest,
+    index_table,
     read_manifest,
     work_folders,
 )
@@ -48,7 +50,7 @@ from tsclust_ooc.errors import BadInput, CannotWrite, TryAgain
 from tsclust_ooc.plan import Partition, Plan
 from tsclust_ooc.shards.schema import Problem, Shard
 from tsclust_ooc.source import Ids, RowReader
-from tsclust_ooc.store import DurableStore, make_dirs
+from tsclust_ooc.store import DurableStore, copy_durably, make_dirs
 from tsclust_ooc.units import format_bytes, plural
 
 WORK_VERSION = 1
@@ -105,13 +107,6 @@ class BadShards:
 
 
 @dataclass(frozen=True)
-class Rejected:
-    """Every shard that a dataset leaves out."""
-
-    rejected: tuple[Problem, ...]
-
-
-@dataclass(frozen=True)
 class Done:
     """Result of one partition: rows written, and the shards of it that could not be read (then it has no receipt)."""
 
@@ -145,7 +140,11 @@ def init(final: Path, plan: Plan, problems: Sequence[Problem]) -> Work:
     Idempotent: any number of processes may do it at once. Raises CannotWrite when the disk will not hold the dataset.
     """
     work = Work(final, work_root(final, plan), plan)
+    if _spent(work):
+        files.retire(work.root)
     if (work.root / "plan.json").exists():
+        # The plan is that of the good shards alone: which bad ones are left out may be known better by now.
+        records.save(work.root / REJECTED, Rejected(tuple(problems)), MANIFEST_VERSION)
         return replace(work, plan=_load_plan(work.root))
     with files.naming_the_place(final):
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -155,7 +154,7 @@ def init(final: Path, plan: Plan, problems: Sequence[Problem]) -> Work:
     _make_arrays(work)
     _adopt(work)
     files.write_atomic(work.root / "shards.parquet", _shard_table(plan.shards))
-    records.save(work.root / REJECTED, Rejected(tuple(problems)), WORK_VERSION)
+    records.save(work.root / REJECTED, Rejected(tuple(problems)), MANIFEST_VERSION)
     records.save(work.root / "plan.json", plan, WORK_VERSION)
     return work
 
@@ -201,8 +200,11 @@ def finalize(work: Work, *, replace_existing: bool, seconds: float = 0.0) -> Man
         Something else already lies at the final name and `replace_existing` is not set.
     """
     try:
-        manifest = _complete(work, seconds)
-        files.publish_dir(work.dataset, work.final, replace=replace_existing)
+        if work.dataset.is_dir():
+            manifest = _complete(work, seconds)
+            files.publish_dir(work.dataset, work.final, replace=replace_existing)
+        else:
+            manifest = join_or_fail(work.final, work.plan)
     except FileNotFoundError as error:
         if work.dataset.is_dir():
             raise
@@ -225,8 +227,6 @@ def sweep(final: Path) -> None:
     for root in work_folders(final):
         files.retire(root)
     files.sweep(final.parent, final.name)
-    for root in final.parent.glob(f".{final.name}.*.wip.*.deleting"):
-        shutil.rmtree(root, ignore_errors=True)
 
 
 def run(
@@ -254,25 +254,36 @@ def _check_space(final: Path, plan: Plan) -> None:
         )
 
 
+def _spent(work: Work) -> bool:
+    """Whether the dataset left this work for its final name, and maybe the one it replaced came back by the exchange.
+
+    A crash may leave both; sizes cannot tell the old chunks from the new, so none of them are taken for finished work.
+    """
+    if not (work.root / "plan.json").exists():
+        return False
+    finished = (work.dataset / MANIFEST).exists()
+    return not work.dataset.is_dir() or (finished and published(work.final, work.plan) is not None)
+
+
 def _make_arrays(work: Work) -> None:
     """The empty zarr arrays: metadata only, each key atomic, the same bytes whoever writes them."""
     plan, schema = work.plan, work.plan.schema
-    (work.dataset / DATA).mkdir(exist_ok=True)
-    root = zarr.open_group(DurableStore(work.dataset / DATA), mode="a")
+    store = MemoryStore()  # on disk zarr would empty the folder of an array that another process has begun to fill
+    zarr.open_group(store, mode="w")
     for split in plan.splits:
-        root.require_group(split.name)
         # NaN, so that a chunk lost to a tool that does not read our manifest is seen, not taken for zeros.
         zarr.create_array(
-            DurableStore(work.dataset / DATA), name=f"{split.name}/{ARRAY}", shape=(split.n_rows, *schema.item_shape),
+            store, name=f"{split.name}/{ARRAY}", shape=(split.n_rows, *schema.item_shape),
             chunks=(plan.chunk_rows[split.name], *schema.item_shape), dtype=schema.dtype, fill_value=float("nan"),
-            dimension_names=schema.dimension_names, compressors=_codec(plan.options.codec), overwrite=True,
+            dimension_names=schema.dimension_names, compressors=_codec(plan.options.codec),
         )  # fmt: skip
+    copy_durably(store, work.dataset, work.dataset / DATA)
 
 
 def _codec(name: str) -> Any:
     if name == "zstd":
-        return zarr.codecs.ZstdCodec(level=3)
-    return zarr.codecs.BloscCodec(cname="lz4", clevel=5, shuffle="shuffle") if name == "blosc-lz4" else None
+        return ZstdCodec(level=3)
+    return BloscCodec(cname="lz4", clevel=5, shuffle="shuffle") if name == "blosc-lz4" else None
 
 
 def _adopt(work: Work) -> None:
@@ -341,9 +352,7 @@ def _write_partition(work: Work, reader: RowReader, partition: Partition) -> Don
         bad += [BadShard(s.shard.size, s.shard.mtime_ns, problem) for s, problem in problems]
         if not bad:
             array[start:stop] = rows
-            for mine, theirs in ((ids.shards, found.shards), (ids.shard_rows, found.shard_rows),
-                                 (ids.sample_ids, found.sample_ids)):  # fmt: skip
-                mine.extend(theirs)  # type: ignore[attr-defined]
+            ids.extend(found)
     if bad:
         _record_bad(work, partition, bad)
         return Done(partition, tuple(bad))
@@ -361,12 +370,7 @@ def _record_bad(work: Work, partition: Partition, bad: Sequence[BadShard]) -> No
 
 
 def _write_index(work: Work, partition: Partition, ids: Ids) -> dict[str, FileEntry]:
-    columns = [
-        [partition.split] * len(ids.shards), range(partition.start, partition.stop),
-        [records.path_to_text(path) for path in ids.shards], ids.shard_rows,
-        [records.path_to_text(name) for name in ids.sample_ids],
-    ]  # fmt: skip
-    table = pa.table([pa.array(c, f.type) for c, f in zip(columns, INDEX_SCHEMA, strict=True)], schema=INDEX_SCHEMA)
+    table = index_table(partition.split, partition.start, ids.shards, ids.shard_rows, ids.sample_ids)
     first = next(p.index for p in work.plan.partitions if p.split == partition.split)
     name = f"{INDEX}/{partition.split}-{partition.index - first:05d}.parquet"
     data = _parquet(table)
@@ -405,8 +409,8 @@ def _complete(work: Work, seconds: float) -> Manifest:
             f"{work.final}: {plural(len(missing), 'partition')} of {len(receipts)} not written yet: {shown}. "
             "Run those partitions, then finalize again."
         )
-    rejected = records.load(work.root / REJECTED, Rejected, WORK_VERSION)
-    records.save(work.dataset / REJECTED, rejected, WORK_VERSION)
+    rejected = records.load(work.root / REJECTED, Rejected, MANIFEST_VERSION)
+    records.save(work.dataset / REJECTED, rejected, MANIFEST_VERSION)
     entries = {name: entry for _, receipt in receipts if receipt for name, entry in receipt.files.items()}
     for path in [work.dataset / REJECTED, *files.walk_files(work.dataset / DATA, lambda name: name == "zarr.json")]:
         entries[str(path.relative_to(work.dataset))] = FileEntry(path.stat().st_size, files.checksum(path))

@@ -7,7 +7,7 @@ missing, short, swapped or changed by a bit is found; opening checks presence an
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +24,7 @@ from tsclust_ooc.errors import BadInput, TryAgain, UsageError
 from tsclust_ooc.plan import Options
 from tsclust_ooc.progress import Listener, silent
 from tsclust_ooc.provenance import Provenance
-from tsclust_ooc.shards.schema import Schema
+from tsclust_ooc.shards.schema import Problem, Schema
 from tsclust_ooc.units import format_count
 
 MANIFEST_VERSION = 1
@@ -71,6 +71,13 @@ class Manifest:
     provenance: Provenance
 
 
+@dataclass(frozen=True)
+class Rejected:
+    """Every shard that a dataset leaves out."""
+
+    rejected: tuple[Problem, ...]
+
+
 def content_digest(
     schema: Schema, options: Options, splits: dict[str, SplitEntry], entries: dict[str, FileEntry]
 ) -> str:
@@ -81,6 +88,11 @@ def content_digest(
 def read_manifest(path: Path) -> Manifest:
     """The manifest of the dataset at `path`; FileNotFoundError when there is none."""
     return records.load(path / MANIFEST, Manifest, MANIFEST_VERSION)
+
+
+def read_rejected(path: Path) -> tuple[Problem, ...]:
+    """The shards that the dataset at `path` left out."""
+    return records.load(path / REJECTED, Rejected, MANIFEST_VERSION).rejected
 
 
 def open_dataset(path: str | Path, *, check: bool = True) -> Dataset:
@@ -113,12 +125,11 @@ def open_dataset(path: str | Path, *, check: bool = True) -> Dataset:
 
 def work_folders(path: Path) -> list[Path]:
     """Unfinished consolidations of the dataset at `path`."""
-    pattern = f".{''.join(f'[{c}]' if c in '*?[' else c for c in path.name)}.*.wip"
-    return sorted(path.parent.glob(pattern)) if path.parent.is_dir() else []
+    return files.work_of(path)
 
 
 def _no_dataset(path: Path) -> Exception:
-    chunks = sum(1 for work in work_folders(path) for f in files.walk_files(work) if "/c/" in str(f))
+    chunks = sum("/c/" in str(f.relative_to(work)) for work in work_folders(path) for f in files.walk_files(work))
     if work_folders(path):
         return TryAgain(
             f"{path} is not a dataset yet: it has no {MANIFEST}. Found: {format_count(chunks)} chunk files of an "
@@ -187,10 +198,11 @@ class Split:
         """The rows of a view as a lazy 2-D dask array, one block a chunk; see `rows`."""
         rows = self.rows(name)
         lazy = dask.array.from_zarr(self.array)
+        if name == "mean" and lazy.ndim == 3:
+            return lazy.mean(axis=1, dtype="f8").astype(rows.view_dtype)
+        lazy = lazy.astype(rows.view_dtype)
         if lazy.ndim == 2:
             return lazy
-        if name == "mean":
-            return lazy.mean(axis=1, dtype="f8").astype(rows.view_dtype)
         n, variables, features = lazy.shape
         if name == "flatten":
             return lazy.reshape((n, variables * features))
@@ -219,6 +231,17 @@ INDEX_SCHEMA = pa.schema([
     pa.field("split", pa.string()), pa.field("row", pa.int64()), pa.field("shard", pa.string()),
     pa.field("shard_row", pa.int64()), pa.field("sample_id", pa.string()),
 ])  # fmt: skip
+
+
+def index_table(
+    split: str, start: int, shards: Sequence[str], shard_rows: Sequence[int], sample_ids: Sequence[str]
+) -> pa.Table:
+    """The index of consecutive rows of a split, from row `start` on; names that are not UTF-8 become 'base64:...'."""
+    columns = [
+        [split] * len(shards), range(start, start + len(shards)), list(map(records.path_to_text, shards)), shard_rows,
+        list(map(records.path_to_text, sample_ids)),
+    ]  # fmt: skip
+    return pa.table([pa.array(c, f.type) for c, f in zip(columns, INDEX_SCHEMA, strict=True)], schema=INDEX_SCHEMA)
 
 
 @dataclass(frozen=True)
@@ -289,7 +312,7 @@ class DatasetRows:
         out = np.empty((self.chunk_rows, *self.shape[1:]), self.dtype)
         try:
             with open(path, "rb", buffering=0) as file:
-                n = _read_fully(file.readinto, memoryview(out).cast("B"))
+                n = _read_fully(file.readinto, out.data.cast("B"))
         except FileNotFoundError as error:
             raise BadInput(f"chunk {path} is missing. Run tsclust verify on the dataset.") from error
         if n != out.nbytes:
@@ -338,7 +361,7 @@ def check_sizes(dataset: Dataset) -> Iterator[Damage]:
 def verify(
     dataset: Dataset, *, mapper: Callable[..., Iterable[Damage | None]] = map, listener: Listener = silent
 ) -> list[Damage]:
-    """Check every byte of a dataset against its manifest; returns what is damaged, missing or extra (nothing, if whole)."""
+    """Check every byte of a dataset against its manifest; returns what is damaged, missing or extra."""
     manifest = dataset.manifest
     damage: list[Damage] = []
     if manifest.digest != content_digest(manifest.schema, manifest.options, manifest.splits, manifest.files):

@@ -2,7 +2,7 @@
 
 Invariant: a file under its final name is whole and was fsynced before it got that name; a published directory is
 absent or complete. A verb that reports success has reached the disk; one that is killed leaves only names that
-`sweep` removes (`.NAME.RANDOM.partial`, `.NAME.RANDOM.deleting`).
+`sweep` (`.NAME.RANDOM.deleting`) and `sweep_partials` (`.NAME.RANDOM.partial`) remove.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -21,8 +22,9 @@ import xxhash
 
 from tsclust_ooc.errors import CannotWrite
 
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG}
-_NO_EXCHANGE = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG}
+_TAKEN = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
+_NO_EXCHANGE = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM}  # EPERM: a sandbox that filters the call
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
@@ -53,7 +55,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.rename(partial, path)
+            _rename(partial, path)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
@@ -107,34 +109,46 @@ def publish_dir(work: Path, final: Path, *, replace: bool = False) -> None:
     and `work` whole. Raises CannotWrite when `final` exists and `replace` is not set.
     """
     with naming_the_place(final):
-        if replace and final.exists():
+        if replace and os.path.lexists(final):
             retired = _swap(work, final)
             fsync_dir(final.parent)
-            shutil.rmtree(retired, ignore_errors=True)
+            _remove(retired)
             return
         try:
-            os.rename(work, final)
+            _rename(work, final)
         except OSError as error:
-            # An NFS server may have done the rename and lost the reply: look before judging.
-            if not (error.errno == errno.ENOENT and final.is_dir() and not work.exists()):
-                raise _taken(final, error) from error
+            if error.errno not in _TAKEN:
+                raise
+            raise CannotWrite(
+                f"{final} already exists. Use --overwrite to replace it, or choose another name."
+            ) from error
         fsync_dir(final.parent)
 
 
-def _taken(final: Path, error: OSError) -> Exception:
-    if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-        return CannotWrite(f"{final} already exists. Use --overwrite to replace it, or choose another name.")
-    return error
+def _rename(source: Path, target: Path) -> None:
+    """Rename, judged by what lies at `target` afterwards: an NFS server may do it and lose the reply."""
+    what = os.lstat(source)
+    try:
+        os.rename(source, target)
+    except FileNotFoundError:
+        if not (os.path.lexists(target) and os.path.samestat(what, os.lstat(target))):
+            raise
 
 
 def _swap(work: Path, final: Path) -> Path:
     """Put `work` at `final`; returns where the old directory now lies, under a name that `sweep` removes."""
     retired = deleting_name(final)
     if exchange(work, final):
-        os.rename(work, retired)
-    else:
-        os.rename(final, retired)
-        os.rename(work, final)
+        _rename(work, retired)
+        return retired
+    try:
+        _rename(final, retired)
+        _rename(work, final)
+    except BaseException:
+        # Nothing was published, so the old one keeps its name: under the other it would be swept.
+        if os.path.lexists(retired) and not os.path.lexists(final):
+            os.rename(retired, final)
+        raise
     return retired
 
 
@@ -153,7 +167,7 @@ def exchange(a: Path, b: Path) -> bool:
 
 def deleting_name(path: Path) -> Path:
     """A fresh sibling name for something on its way out."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(6)}.deleting")
+    return path.with_name(f"{_hidden(path.name)}.{secrets.token_hex(6)}.deleting")
 
 
 def retire(path: Path) -> None:
@@ -163,14 +177,40 @@ def retire(path: Path) -> None:
         os.rename(path, aside)
     except FileNotFoundError:
         return
+    _remove(aside)
+
+
+def _remove(path: Path) -> None:
+    """Remove a tree, a file or a link."""
     # A file held open over NFS keeps its directory alive as .nfs...; the next sweep gets it.
-    shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def sweep(folder: Path, name: str) -> None:
-    """Remove what killed runs left beside `folder/name`: its `.deleting` trees (partial files of others stay)."""
-    for path in folder.glob(f".{_glob_escape(name)}.*.deleting"):
-        shutil.rmtree(path, ignore_errors=True)
+    """Remove what killed runs left beside `folder/name`: what was on its way out, of it and of work for it.
+
+    Only names that `deleting_name` gives for `name` or for its `.NAME.HEX.wip`: what belongs to `NAME.other` stays.
+    """
+    for path in siblings(folder / name, r"([0-9a-f]{12}\.wip\.)?[0-9a-f]{12}\.deleting"):
+        _remove(path)
+
+
+def siblings(path: Path, pattern: str) -> list[Path]:
+    """What lies beside `path` under a name made of its own: `.NAME.` and a match of the regular expression `pattern`.
+
+    Not a glob: of `a` and `a.b` in one folder, neither may take the other's for its own.
+    """
+    wanted = re.compile(rf"{re.escape(_hidden(path.name))}\.{pattern}")
+    if not path.parent.is_dir():
+        return []
+    return sorted(found for found in path.parent.iterdir() if wanted.fullmatch(found.name))
+
+
+def work_of(path: Path) -> list[Path]:
+    """Unpublished work for `path`: `.NAME.` and 12 hex digits, `.wip`, beside it."""
+    return siblings(path, r"[0-9a-f]{12}\.wip")
 
 
 def sweep_partials(root: Path) -> None:
@@ -198,5 +238,5 @@ def existing_parent(path: Path) -> Path:
     return Path("/")
 
 
-def _glob_escape(name: str) -> str:
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+def _hidden(name: str) -> str:
+    return name if name.startswith(".") else f".{name}"

@@ -29,7 +29,8 @@ def hold(path: Path, *, wait_seconds: float, busy: str, listener: Listener = sil
 
     Raises TryAgain with the message `busy` when another process still holds it after `wait_seconds`.
     """
-    lock = FileLock(path)
+    # Without flock filelock would turn to a mere file, which outlives a killed holder and waits for a human.
+    lock = FileLock(path, fallback_to_soft=False)
     held = True
     try:
         lock.acquire(timeout=wait_seconds)

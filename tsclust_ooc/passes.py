@@ -56,6 +56,10 @@ class Rows(Protocol):
         """The type as stored; `working_dtype` tells the type as read."""
 
     @property
+    def n_bytes(self) -> int:
+        """Bytes as stored that one read of all rows takes."""
+
+    @property
     def bounds(self) -> tuple[int, ...]:
         """Canonical block bounds, ascending from 0 to n_rows; block i holds rows bounds[i] to bounds[i + 1]."""
 
@@ -92,11 +96,6 @@ def working_dtype(dtype: Any) -> np.dtype[Any]:
     return np.result_type(stored.newbyteorder("="), np.float32) if stored.itemsize <= 4 else np.dtype(np.float64)
 
 
-def n_bytes(rows: Rows) -> int:
-    """Bytes of all rows as stored: what one pass reads."""
-    return rows.n_rows * rows.n_columns * rows.dtype.itemsize
-
-
 @dataclass(frozen=True)
 class ArrayRows:
     """Rows of anything that slices to numpy along axis 0: a numpy array, a memory map, a zarr array."""
@@ -119,6 +118,11 @@ class ArrayRows:
         """The type as stored."""
         stored: np.dtype[Any] = np.dtype(self.array.dtype)
         return stored
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all rows as stored."""
+        return self.n_rows * self.n_columns * self.dtype.itemsize
 
     def read(self, block: int) -> np.ndarray:
         """Rows of one block; a view where the array already is as wanted."""
@@ -147,6 +151,11 @@ class DaskRows:
         """The type as stored."""
         stored: np.dtype[Any] = np.dtype(self.array.dtype)
         return stored
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all rows as stored."""
+        return self.n_rows * self.n_columns * self.dtype.itemsize
 
     def read(self, block: int) -> np.ndarray:
         """Compute one chunk here: parallelism belongs to the mapper, not to a scheduler inside a scheduler."""
@@ -201,7 +210,7 @@ def one_pass(
         )
     if tally is not None:
         tally.n_passes += 1
-        tally.bytes_read += n_bytes(rows)
+        tally.bytes_read += rows.n_bytes
     return tree.result()
 
 
@@ -219,7 +228,7 @@ def gather(rows: Rows, indices: np.ndarray, *, mapper: Mapper = map, tally: Tall
         at += len(picked)
     if tally is not None:
         touched = sum(rows.bounds[block + 1] - rows.bounds[block] for block, _ in wanted)
-        tally.bytes_read += touched * rows.n_columns * rows.dtype.itemsize
+        tally.bytes_read += rows.n_bytes * touched // rows.n_rows
         tally.n_passes += int(touched == rows.n_rows)
     return found
 
@@ -271,7 +280,7 @@ class _Work:
     per_row_wanted: bool
 
     def __call__(self, block: int) -> tuple[Any, Any]:
-        x = self.rows.read(block)
+        x = _ready(self.rows.read(block), self.rows.dtype)
         with one_blas_thread:  # again: this may be a worker process that the pass's own limit does not reach
             part, per_row = self.kernel.chunk(x, self.rows.bounds[block])
         return part, per_row if self.per_row_wanted else None
@@ -283,8 +292,7 @@ class _Pick:
 
     def __call__(self, wanted: tuple[int, np.ndarray]) -> np.ndarray:
         block, offsets = wanted
-        picked: np.ndarray = self.rows.read(block)[offsets]
-        return picked
+        return _ready(self.rows.read(block)[offsets], self.rows.dtype)
 
 
 class _Tree(Generic[P]):

@@ -58,9 +58,9 @@ def _version(package: str) -> str:
 
 
 class Meter:
-    """Measures a block of work: seconds, and peak resident bytes of the whole process tree (sampled ten times a second).
+    """Measures a block of work: seconds, and peak resident bytes of the whole process tree.
 
-    Pages shared between processes count once for each, so the figure is an upper bound.
+    Sampled ten times a second. Pages shared between processes count once for each, so the figure is an upper bound.
     """
 
     def __init__(self) -> None:
@@ -98,5 +98,6 @@ def tree_bytes(pid: int) -> int:
     with contextlib.suppress(OSError, ValueError, IndexError):  # processes may end while we look
         total = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
         for task in Path(f"/proc/{pid}/task").iterdir():
-            total += sum(tree_bytes(int(child)) for child in (task / "children").read_text().split())
+            with contextlib.suppress(OSError):  # threads too
+                total += sum(tree_bytes(int(child)) for child in (task / "children").read_text().split())
     return total

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -303,15 +303,9 @@ def existing(final: Path, dataset_digest: str, options: RunOptions, *, overwrite
 
 def sweep(final: Path) -> None:
     """Remove what killed runs left beside `final`. Only while its lock is held."""
-    for path in _leftovers(final):
+    for path in files.work_of(final):
         files.retire(path)
     files.sweep(final.parent, final.name)
-
-
-def _leftovers(final: Path) -> Iterator[Path]:
-    if final.parent.is_dir():
-        prefix = f".{final.name}."
-        yield from (p for p in final.parent.iterdir() if p.name.startswith(prefix) and p.name.endswith(".wip"))
 
 
 def label_table(

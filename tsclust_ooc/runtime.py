@@ -13,6 +13,7 @@ import contextlib
 import ipaddress
 import itertools
 import logging
+import operator
 import os
 import pickle
 import re
@@ -23,7 +24,7 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,7 +42,9 @@ SCHEDULERS = ("threads", "local")
 LEAST_WORKER_BYTES = 350 * 10**6
 """A worker process with zarr, numba and dask.array loaded is 250 MB (measured); below this it would die at once."""
 
+Function = Callable[[Any], Any]
 _AHEAD = 2  # tasks a worker: one running, one waiting, so that no worker idles while a result is consumed
+_RELEASE = operator.methodcaller("release")  # dask forgets a result, and a task that nobody wants any more
 _LOOPBACK = "127.0.0.1"
 _DEATHS = 3  # workers that one task may lose before it is held to be the cause
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -54,18 +57,15 @@ _DASK_CONFIG = {
     "distributed.scheduler.worker-ttl": None,  # a long kernel that holds the GIL is not a dead worker
     "distributed.scheduler.active-memory-manager.start": False,  # it would drop copies of fn that are still wanted
     "distributed.deploy.lost-worker-timeout": "2 minutes",  # a restart may have to import from a slow filesystem
+    "distributed.comm.timeouts.connect": "10s",  # calling a worker that was just killed stalls for so long
     "distributed.worker.multiprocessing-method": "spawn",
-    "distributed.worker.use-file-locking": False,  # the folder is this cluster's own
     # Workers store nothing but a finished block: there is nothing to spill, and a paused worker might never resume.
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
     "distributed.worker.memory.terminate": 0.95,
-    "distributed.diagnostics.nvml": False,
     "distributed.admin.large-graph-warning-threshold": "1 GB",
-    "distributed.comm.require-encryption": True,
 }
-_TALKERS = ("distributed", "tornado", "tornado.application", "bokeh", "asyncio")
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Runtime(Protocol):
     def dashboard(self) -> str:
         """URL of the live dashboard, '' where there is none."""
 
-    def mapper(self, fn: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    def mapper(self, fn: Function, items: Iterable[Any]) -> Iterator[Any]:
         """`fn` of each item, in order, like builtin `map`; at most two tasks a worker run ahead of the consumer.
 
         An error of a task is raised at its place and the tasks behind it are cancelled. Tasks are named after
@@ -139,34 +139,25 @@ def worker_bytes(spec: ClusterSpec) -> int:
     return share
 
 
-@dataclass(frozen=True)
-class Door:
-    """A listening TCP socket that other machines may reach."""
-
-    pid: int
-    address: str
-    port: int
-
-
-def open_doors() -> frozenset[Door]:
-    """TCP sockets of this process and its descendants that listen on anything but loopback."""
+def open_doors() -> frozenset[str]:
+    """TCP sockets of this process and its descendants that listen on anything but loopback: address, port, process."""
     psutil = load("psutil")  # distributed brings it
     me, found = psutil.Process(), set()
     for process in (me, *me.children(recursive=True)):
         with contextlib.suppress(psutil.NoSuchProcess):  # it may end while we look
-            # psutil 6 renamed it
-            sockets = getattr(process, "net_connections", None) or process.connections
-            found |= {Door(process.pid, *s.laddr) for s in sockets(kind="tcp") if s.status == psutil.CONN_LISTEN}
-    return frozenset(door for door in found if not _is_loopback(door.address))
+            sockets = getattr(process, "net_connections", None) or process.connections  # psutil 6 renamed it
+            found |= {(process.pid, *s.laddr) for s in sockets(kind="tcp") if s.status == psutil.CONN_LISTEN}
+    beyond = (door for door in found if not ipaddress.ip_address(door[1]).is_loopback)
+    return frozenset(f"{address} port {port} (process {pid})" for pid, address, port in beyond)
 
 
-def refuse_open_doors(known: frozenset[Door] = frozenset()) -> None:
+def refuse_open_doors(known: frozenset[str] = frozenset()) -> None:
     """TsclustError when `open_doors` finds any that are not `known`."""
-    opened = [f"{door.address} port {door.port} (process {door.pid})" for door in open_doors() - known]
+    opened = sorted(open_doors() - known)
     if opened:
         raise TsclustError(
-            f"the local cluster listens beyond this machine, on {', '.join(sorted(opened))}, where only loopback is "
-            "wanted. It was stopped. Look for preloads and addresses in your dask configuration (dask config list), "
+            f"the local cluster listens beyond this machine, on {', '.join(opened)}, where only loopback is wanted. "
+            "It was stopped. Look for preloads and addresses in your dask configuration (dask config list), "
             "or use --scheduler threads."
         )
 
@@ -186,8 +177,8 @@ class _Threads:
     n_workers: int
     dashboard: str = ""
 
-    def mapper(self, fn: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-        return _ahead(lambda item: self.pool.submit(fn, item), items, _AHEAD * self.n_workers)
+    def mapper(self, fn: Function, items: Iterable[Any]) -> Iterator[Any]:
+        return _ahead(lambda item: self.pool.submit(fn, item), Future.cancel, items, _AHEAD * self.n_workers)
 
     def save_report(self, path: Path) -> None:
         """Threads leave no record of their tasks."""
@@ -205,7 +196,12 @@ def _open_local(spec: ClusterSpec, listener: Listener) -> Iterator[Runtime]:
         stack.enter_context(dask.config.set(_DASK_CONFIG))
         stack.enter_context(_environment(_ONE_THREAD | {"DASK_LOGGING__DISTRIBUTED": "critical"}))
         stack.enter_context(_unheard())
-        dashboard = _has_dashboard(listener)
+        dashboard = True
+        try:
+            load("distributed.dashboard.scheduler", "hpc")
+        except MissingExtra as error:
+            dashboard = False
+            listener.say(f"no dashboard and no dask report: {error}")
         with _interrupts_wait(), _temporaries_in(folder):
             cluster = _start(distributed, spec.n_workers, limit, folder)
             stack.callback(cluster.close)
@@ -214,10 +210,8 @@ def _open_local(spec: ClusterSpec, listener: Listener) -> Iterator[Runtime]:
         refuse_open_doors(known)
         report = distributed.performance_report(filename=str(folder / "report.html"), mode="inline")
         client.sync(report.__aenter__)
-        # While the block runs, not at start or end: workers that were lost and restarted, and why.
-        nannies, teller = logging.getLogger("distributed.nanny"), _Teller(listener)
-        nannies.addHandler(teller)
-        stack.callback(nannies.removeHandler, teller)
+        # Not before, nor when the end begins: workers that were lost and restarted, and why.
+        stack.enter_context(_told(("distributed.nanny", "distributed.nanny.memory"), listener))
         yield _Local(client, report, listener, spec.n_workers, limit, cluster.dashboard_link if dashboard else "")
 
 
@@ -256,26 +250,29 @@ class _Local:
     worker_bytes: int
     dashboard: str
 
-    def mapper(self, fn: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    def mapper(self, fn: Function, items: Iterable[Any]) -> Iterator[Any]:
         stage, run = _task_name(fn), secrets.token_hex(16)
-        dumps = load("cloudpickle").dumps
         # fn travels once, as the result of a task: a scattered copy would be lost with the worker that holds it, and
         # one in every task costs 20 ms more for 2 MB. Pickled here, so that dask does not look for graphs inside it.
-        submit, count = self.client.submit, itertools.count()
+        submit, dumps, count = self.client.submit, load("cloudpickle").dumps, itertools.count()
         carrier = submit(pickle.loads, dumps(fn), key=f"carry-{stage}-{run}", pure=False)
 
         def start(item: Any) -> Any:
             return submit(_apply, carrier, dumps(item), key=(f"{stage}-{run}", next(count)), pure=False)
 
         try:
-            yield from _ahead(start, items, _AHEAD * self.n_workers)
+            yield from _ahead(start, _RELEASE, items, _AHEAD * self.n_workers)
         except load("distributed").KilledWorker as error:
             raise TsclustError(
                 f"{plural(_DEATHS + 1, 'worker')} died over the same task ({error.task}), each allowed "
                 f"{format_bytes(self.worker_bytes)} of memory. Use more --memory, fewer --workers, or smaller chunks."
             ) from error
+        finally:
+            carrier.release()
 
     def save_report(self, path: Path) -> None:
+        if not self.dashboard:
+            return  # the listener was told when the cluster was opened
         page = Path(self.report.filename)
         try:
             self.client.sync(self.report.__aexit__, None, None, None, code="tsclust")
@@ -284,61 +281,47 @@ class _Local:
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             self.listener.say(f"no dask report at {path}: {reason}. The results are not affected.")
-        finally:
-            page.unlink(missing_ok=True)
 
 
-def _ahead(start: Callable[[Any], Any], items: Iterable[Any], limit: int) -> Iterator[Any]:
+def _ahead(start: Function, drop: Function, items: Iterable[Any], limit: int) -> Iterator[Any]:
     """The results of the tasks that `start` makes of `items`, in order; never more than `limit` tasks at a time."""
     waiting: deque[Any] = deque()
     try:
         for item in items:
             waiting.append(start(item))
             if len(waiting) >= limit:
-                yield waiting.popleft().result()
+                yield waiting[0].result()
+                drop(waiting.popleft())
         while waiting:
-            yield waiting.popleft().result()
+            yield waiting[0].result()
+            drop(waiting.popleft())
     finally:
         for task in waiting:
-            task.cancel()
+            drop(task)
 
 
-def _is_loopback(address: str) -> bool:
-    ip = ipaddress.ip_address(address)
-    return (getattr(ip, "ipv4_mapped", None) or ip).is_loopback
-
-
-def _apply(fn: Callable[[Any], Any], item: bytes) -> Any:
+def _apply(fn: Function, item: bytes) -> Any:
     """One task, on a worker."""
     return fn(pickle.loads(item))
 
 
-def _task_name(fn: Callable[[Any], Any]) -> str:
+def _task_name(fn: Function) -> str:
     inner = getattr(fn, "func", fn)  # functools.partial has no name of its own
     return str(getattr(fn, "task_name", "") or getattr(inner, "__name__", "") or type(fn).__name__)
-
-
-def _has_dashboard(listener: Listener) -> bool:
-    try:
-        load("distributed.dashboard.scheduler", "hpc")
-    except MissingExtra as error:
-        listener.say(f"no dashboard and no dask report: {error}")
-        return False
-    return True
 
 
 @contextlib.contextmanager
 def _environment(variables: dict[str, str]) -> Iterator[None]:
     """`variables` set while the block runs, for worker processes, also restarted ones; then all as it was before."""
-    before = {name: os.environ.get(name) for name in (*variables, *_LEAKED)}
+    names = (*variables, *_LEAKED)
+    before = {name: os.environ[name] for name in names if name in os.environ}
     os.environ.update(variables)
     try:
         yield
     finally:
-        for name, value in before.items():
+        for name in names:
             os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
+        os.environ.update(before)
 
 
 @contextlib.contextmanager
@@ -354,8 +337,9 @@ def _temporaries_in(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _unheard() -> Iterator[None]:
-    """The cluster's own log reaches nobody: distributed prints to stderr from the moment it is imported."""
-    loggers = [logging.getLogger(name) for name in _TALKERS]
+    """The cluster's own log is not printed: distributed, imported, gives each of these a handler on stderr."""
+    names = ("distributed", "distributed.client", "distributed.gc", "tornado", "tornado.application", "bokeh")
+    loggers = [logging.getLogger(name) for name in names]
     before = [(logger, logger.handlers[:], logger.propagate) for logger in loggers]
     for logger in loggers:
         logger.handlers[:], logger.propagate = [logging.NullHandler()], False
@@ -366,15 +350,22 @@ def _unheard() -> Iterator[None]:
             logger.handlers[:], logger.propagate = handlers, propagate
 
 
-class _Teller(logging.Handler):
-    """Passes warnings to the listener."""
+@contextlib.contextmanager
+def _told(names: tuple[str, ...], listener: Listener) -> Iterator[None]:
+    """Warnings of the loggers `names` go to `listener` while the block runs."""
 
-    def __init__(self, listener: Listener) -> None:
-        super().__init__(logging.WARNING)
-        self._listener = listener
+    def tell(record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.WARNING:
+            listener.say(f"local cluster: {record.getMessage()}")
+        return True
 
-    def emit(self, record: logging.LogRecord) -> None:
-        self._listener.say(f"local cluster: {record.getMessage()}")
+    for name in names:
+        logging.getLogger(name).addFilter(tell)
+    try:
+        yield
+    finally:
+        for name in names:
+            logging.getLogger(name).removeFilter(tell)
 
 
 @contextlib.contextmanager
@@ -384,29 +375,26 @@ def _interrupts_wait() -> Iterator[None]:
     SIGINT stays blocked in threads and processes born inside: a terminal sends Ctrl-C to the whole process group, and
     workers have to live until this process has saved its progress.
     """
-    waiting: list[signal.Signals] = []
-    # The first spawn would start it, and leave SIGINT unblocked in the thread that spawns.
-    load("multiprocessing.resource_tracker").ensure_running()
-    with contextlib.ExitStack() as stack:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                _defer(number, waiting, stack)
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        stack.callback(signal.pthread_sigmask, signal.SIG_SETMASK, mask)
-        yield
-    if waiting:
-        signal.raise_signal(waiting[0])
+    waiting: list[int] = []
 
-
-def _defer(number: signal.Signals, waiting: list[signal.Signals], stack: contextlib.ExitStack) -> None:
-    previous = signal.getsignal(number)
-    if not callable(previous):
-        return  # ignored, or fatal: there is nothing to put off
-
-    def note(signum: int, frame: Any) -> None:
+    def note(number: int, frame: Any) -> None:
         if waiting:
-            previous(signum, frame)
+            before[number](number, frame)
         waiting.append(number)
 
-    signal.signal(number, note)
-    stack.callback(signal.signal, number, previous)
+    # Only the main thread may set handlers; a signal that is ignored, or fatal, has none to put off.
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    before = {int(number): handler for number in numbers if callable(handler := signal.getsignal(number))}
+    # The first spawn would start it, and leave SIGINT unblocked in the thread that spawns.
+    load("multiprocessing.resource_tracker").ensure_running()
+    for number in before:
+        signal.signal(number, note)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if waiting:
+        signal.raise_signal(waiting[0])

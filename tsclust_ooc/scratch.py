@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import stat
 import tempfile
 from pathlib import Path
@@ -17,7 +18,9 @@ _NETWORK = {
     "nfs", "nfs4", "lustre", "gpfs", "beegfs", "cifs", "smb3", "smbfs", "ceph", "afs", "glusterfs", "panfs",
     "pvfs2", "orangefs", "wekafs", "9p", "virtiofs", "fuse.sshfs", "fuse.glusterfs", "fuse.juicefs", "fuse.s3fs",
 }  # fmt: skip
+_MOUNTS = Path("/proc/self/mounts")
 _MEMORY = {"tmpfs", "ramfs"}
+_ESCAPE = re.compile(r"\\([0-7]{3})")  # how the mount table writes spaces, tabs, newlines and backslashes
 
 
 def filesystem_type(path: Path) -> str:
@@ -25,9 +28,9 @@ def filesystem_type(path: Path) -> str:
     target = os.path.realpath(path)
     best, kind = "", ""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/self/mounts").read_text(errors="surrogateescape").splitlines():
+        for line in _MOUNTS.read_text(errors="surrogateescape").splitlines():
             fields = line.split()
-            mount = fields[1].encode().decode("unicode_escape") if "\\" in fields[1] else fields[1]
+            mount = _ESCAPE.sub(lambda octal: chr(int(octal[1], 8)), fields[1])
             inside = target == mount or target.startswith(mount.rstrip("/") + "/")
             if inside and len(mount) >= len(best):
                 best, kind = mount, fields[2]

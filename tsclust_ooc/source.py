@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import dask
@@ -35,6 +35,12 @@ class Ids:
     shard_rows: list[int]
     sample_ids: list[str]
 
+    def extend(self, more: Ids) -> None:
+        """Append the rows of `more`."""
+        self.shards.extend(more.shards)
+        self.shard_rows.extend(more.shard_rows)
+        self.sample_ids.extend(more.sample_ids)
+
 
 class RowReader:
     """Reads rows of a plan's splits out of their shards: by template where one is proven, else by a parser process.
@@ -55,7 +61,7 @@ class RowReader:
         are then undefined).
         """
         ids, problems = Ids([], [], []), []
-        raw = memoryview(out).cast("B") if out.size else memoryview(b"")
+        raw = out.data.cast("B") if out.size else memoryview(b"")
         item = self.plan.schema.item_bytes
         for segment in self.plan.segments(split, start, stop):
             at, n = segment.row - start, segment.stop - segment.start
@@ -89,7 +95,7 @@ class RowReader:
 
 def _note(ids: Ids, segment: Segment, names: list[str], layout: str) -> None:
     n = segment.stop - segment.start
-    stem = PurePosixPath(segment.shard.path).stem if layout != ITEM_PER_FILE else _stem(segment.shard.path)
+    stem = segment.shard.path.rpartition("/")[2].rpartition(".")[0]
     ids.shards.extend([segment.shard.path] * n)
     ids.shard_rows.extend(range(segment.start, segment.stop))
     if layout == DATASET_PER_ITEM:
@@ -98,10 +104,6 @@ def _note(ids: Ids, segment: Segment, names: list[str], layout: str) -> None:
         ids.sample_ids.append(stem)
     else:
         ids.sample_ids.extend(f"{stem}:{row}" for row in range(segment.start, segment.stop))
-
-
-def _stem(path: str) -> str:
-    return path.rpartition("/")[2].rpartition(".")[0]
 
 
 class Source(Mapping[str, dask.array.Array]):
@@ -120,7 +122,8 @@ class Source(Mapping[str, dask.array.Array]):
         if not blocks:
             return dask.array.zeros(shape, dtype=self.plan.schema.dtype)
         read = dask.delayed(read_block, pure=True)
-        plan = dask.delayed(self.plan, pure=True, traverse=False)
+        # Named by its digest: dask would look into every shard of it to make a name.
+        plan = dask.delayed(self.plan, name=f"plan-{self.plan.digest}", traverse=False)
         return dask.array.concatenate([
             dask.array.from_delayed(read(plan, p), (p.stop - p.start, *shape[1:]), np.dtype(self.plan.schema.dtype))
             for p in blocks

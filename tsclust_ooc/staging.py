@@ -19,7 +19,7 @@ from typing import Literal
 import xxhash
 
 from tsclust_ooc import files, locks
-from tsclust_ooc.errors import CannotWrite, UsageError
+from tsclust_ooc.errors import CannotWrite, TryAgain, UsageError
 from tsclust_ooc.shards.schema import ShardError
 from tsclust_ooc.shards.templates import check_stamp
 from tsclust_ooc.units import format_bytes
@@ -52,6 +52,7 @@ class Stage:
         self.folder, self.mode, self.on_network = folder, mode, on_network
         self.copied = self.reused = 0
         self._mine: dict[str, int] = {}  # key -> users inside this process
+        self._whole: set[str] = set()  # keys whose copy we made or checked
         self._guard = threading.Lock()
 
     def __enter__(self) -> Stage:
@@ -68,10 +69,10 @@ class Stage:
             return
         key = hashlib.sha256(os.fsencode(f"{os.path.realpath(path)}\0{stamp}")).hexdigest()[:32]
         with self._guard:
-            known = key in self._mine
             self._mine[key] = self._mine.get(key, 0) + 1
+            whole = key in self._whole
         try:
-            yield str(self._path(key) if known and self._path(key).exists() else self._fetch(key, path, stamp))
+            yield str(self._path(key) if whole else self._fetch(key, path, stamp))
         finally:
             with self._guard:
                 self._mine[key] -= 1
@@ -80,15 +81,16 @@ class Stage:
         """Give up all leases and remove what nobody needs."""
         if not self.folder.is_dir():
             return
-        for key in self._mine:
-            self._lease(key).unlink(missing_ok=True)
         self._mine.clear()
-        for path in self.folder.glob("*.shard"):
-            self._remove_if_free(path.stem)
+        self._whole.clear()
+        # Also what has no copy: the lease and the partial file of a process that died while it copied.
+        names = (path.name.lstrip(".") for path in self.folder.iterdir() if path.suffix not in (".lock", ".holder"))
+        for key in {name.partition(".")[0] for name in names}:
+            self._give_up(key, wait_seconds=_LOCK_WAIT_SECONDS)
 
     def _fetch(self, key: str, path: str, stamp: tuple[int, int]) -> Path:
         self.folder.mkdir(mode=0o700, exist_ok=True)
-        with locks.hold(self.folder / f"{key}.lock", wait_seconds=_LOCK_WAIT_SECONDS, busy=f"{path} is being staged"):
+        with locks.hold(self._lock(key), wait_seconds=_LOCK_WAIT_SECONDS, busy=f"{path} is being staged"):
             self._lease(key).touch()
             if self._usable(key, stamp):
                 self.reused += 1
@@ -96,6 +98,8 @@ class Stage:
                 self._make_room(stamp[0])
                 self._copy(key, path, stamp)
                 self.copied += 1
+            with self._guard:
+                self._whole.add(key)
         return self._path(key)
 
     def _usable(self, key: str, stamp: tuple[int, int]) -> bool:
@@ -133,11 +137,13 @@ class Stage:
         for key in idle:
             if files.free_bytes(self.folder) > 2 * size:
                 return
-            self._lease(key).unlink(missing_ok=True)
-            self._remove_if_free(key)
             with self._guard:
-                if self._mine.get(key) == 0:
-                    del self._mine[key]
+                if self._mine.get(key) != 0:
+                    continue
+                del self._mine[key]
+                self._whole.discard(key)
+            with contextlib.suppress(TryAgain):  # somebody is at it, so it is not idle
+                self._give_up(key, wait_seconds=0)
         free = files.free_bytes(self.folder)
         if free < size:
             raise CannotWrite(
@@ -145,15 +151,24 @@ class Stage:
                 "Use --scratch DIR with more room, or --stage never."
             )
 
-    def _remove_if_free(self, key: str) -> None:
-        with locks.hold(self.folder / f"{key}.lock", wait_seconds=_LOCK_WAIT_SECONDS, busy="a shard is being staged"):
+    def _give_up(self, key: str, *, wait_seconds: float) -> None:
+        """Give up our lease, and remove the file if nobody else alive has one."""
+        with locks.hold(self._lock(key), wait_seconds=wait_seconds, busy="a shard is being staged"):
+            with self._guard:
+                if key in self._mine:  # another thread took it up meanwhile
+                    return
+            self._lease(key).unlink(missing_ok=True)
             leases = list(self.folder.glob(f"{key}.*.lease"))
             for lease in [lease for lease in leases if _dead(lease)]:
                 lease.unlink(missing_ok=True)
                 leases.remove(lease)
             if not leases:
-                self._digest(key).unlink(missing_ok=True)
-                self._path(key).unlink(missing_ok=True)
+                for path in (self._digest(key), self._path(key), *self.folder.glob(f".{key}.*.partial")):
+                    path.unlink(missing_ok=True)
+
+    def _lock(self, key: str) -> Path:
+        # 256 lock files for all shards: a lock file cannot be removed safely, so there must not be one a shard.
+        return self.folder / f"{key[:2]}.lock"
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.shard"

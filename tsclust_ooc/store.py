@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from zarr.core.buffer import Buffer
-from zarr.storage import LocalStore
+from zarr.storage import LocalStore, MemoryStore
 
 from tsclust_ooc import files
 
@@ -48,3 +48,10 @@ def make_dirs(root: Path, folder: Path) -> None:
         return
     make_dirs(root, folder.parent)
     folder.mkdir(exist_ok=True)
+
+
+def copy_durably(store: MemoryStore, root: Path, folder: Path) -> None:
+    """Write every key of an in-memory store to `folder`, which is made below the existing `root`."""
+    for key, value in store._store_dict.items():
+        make_dirs(root, (folder / key).parent)
+        files.write_atomic(folder / key, value.to_bytes())

@@ -6,12 +6,13 @@ Invariant: `parse_bytes(format_bytes(n))` is n to the digits shown; GB is 10**9 
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 
 from tsclust_ooc.errors import UsageError
 
 _DECIMAL = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15}
-_BINARY = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "P": 2**50}
-_SIZE = re.compile(r"\s*(\d[\d_]*(?:\.\d+)?)\s*([KMGTP]?)(I?)B?\s*", re.IGNORECASE)
+_BINARY = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "P": 2**50}
+_SIZE = re.compile(r"\s*(\d[\d_]*(?:\.\d+)?)\s*(?:([KMGTP])(I?))?B?\s*", re.IGNORECASE)
 
 
 def parse_bytes(text: str | int) -> int:
@@ -25,8 +26,8 @@ def parse_bytes(text: str | int) -> int:
     if match is None:
         raise UsageError(f"{text!r} is not a size. Write it like 4GB, 512MiB or 1000000 (bytes).")
     number, prefix, binary = match.groups()
-    scale = (_BINARY if binary else _DECIMAL)[prefix.upper()]
-    return int(float(number.replace("_", "")) * scale)
+    scale = (_BINARY if binary else _DECIMAL)[(prefix or "").upper()]
+    return int(Decimal(number.replace("_", "")) * scale)
 
 
 def format_bytes(n_bytes: float) -> str:

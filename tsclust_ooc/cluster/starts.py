@@ -26,6 +26,7 @@ ROWS_PER_CENTER = 256
 """Sampled rows a center; more changes the found centers little (the figure faiss trains with)."""
 LEAST_SAMPLE_ROWS = 16_384
 N_ROUNDS = 5
+N_TRIES, TRY_ITERATIONS = 4, 8
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,21 @@ class _Reader:
 
 
 def initial_centers(
-    rows: Rows, k: int, start: Start, *, mapper: Mapper = map, local: Mapper = map, tally: Tally | None = None
+    rows: Rows,
+    k: int,
+    start: Start,
+    *,
+    mapper: Mapper = map,
+    local: Mapper = map,
+    tally: Tally | None = None,
+    sample: np.ndarray | None = None,
 ) -> np.ndarray:
     """`k` centers to start from, shape (k, columns), in the type the rows are read as.
 
-    `start.init` is "auto" (a uniform sample, greedy k-means++ on it, Lloyd on it until it stands still), "k-means++"
-    (the same without Lloyd), "random" (k rows), "k-means||" (Bahmani et al. 2012, Scalable K-Means++, VLDB 5), or an
-    array of centers. `local` maps work on the in-memory sample and has to stay in this process.
+    `start.init` is "auto" (on a uniform sample: greedy k-means++ a few times, the best by Lloyd until it stands still),
+    "k-means++" (once, without Lloyd), "random" (k rows), "k-means||" (Bahmani et al. 2012, Scalable K-Means++,
+    VLDB 5), or an array of centers. `local` maps work on the in-memory sample and has to stay in this process.
+    `sample` is one that the caller drew already (`sample_indices` of `sample_size` rows): then nothing is read for it.
 
     Raises UsageError for options, BadInput for more centers than (distinct) rows, NonFiniteRows and ZeroRows.
     """
@@ -73,14 +82,33 @@ def initial_centers(
         return _usable(reader, sample_rows(rows, k, start.seed, mapper=mapper, tally=tally), start.metric)
     if start.init not in INITS:
         raise UsageError(f"init={start.init!r} is not known. Use one of {', '.join(INITS)}, or an array of centers.")
-    n = _sample_size(rows, k, start.sample_bytes)
-    sample = _usable(reader, sample_rows(rows, n, start.seed, mapper=mapper, tally=tally), start.metric)
-    chosen = kmeans_plus_plus(sample, k, rng)
-    if len(chosen) < k:
-        return _with_far_rows(reader, sample[chosen], k, start.metric, rng)
+    if sample is None:
+        n = sample_size(rows, k, start.sample_bytes)
+        sample = sample_rows(rows, n, start.seed, mapper=mapper, tally=tally)
+    sample = _usable(reader, sample, start.metric)
+    centers: np.ndarray = sample[kmeans_plus_plus(sample, k, rng)]
+    if len(centers) < k:
+        return _with_far_rows(reader, centers, k, start.metric, rng)
     if start.init == "k-means++":
-        return sample[chosen]
-    return lloyd(as_rows(sample), sample[chosen], metric=start.metric, max_iter=100, mapper=local).centers
+        return centers
+    return _settled(sample, centers, start.metric, rng, local)
+
+
+def _settled(
+    sample: np.ndarray, centers: np.ndarray, metric: Metric, rng: np.random.Generator, local: Mapper
+) -> np.ndarray:
+    """Centers that stand still on the sample: the best of a few short tries from k-means++, then Lloyd to its end.
+
+    One start may end in a poor local optimum; a few tries on the sample cost less than one pass over large data.
+    """
+    rows, k = as_rows(sample), len(centers)
+    tries = []
+    for number in range(N_TRIES):
+        if number:
+            centers = sample[kmeans_plus_plus(sample, k, rng)]
+        tries.append(lloyd(rows, centers, metric=metric, max_iter=TRY_ITERATIONS, mapper=local))
+    best = min(tries, key=lambda found: found.inertia)
+    return lloyd(rows, best.centers, metric=metric, max_iter=100, mapper=local).centers
 
 
 def check_k(k: int, n_rows: int) -> None:
@@ -94,11 +122,14 @@ def check_k(k: int, n_rows: int) -> None:
 
 def sample_rows(rows: Rows, n: int, seed: int, *, mapper: Mapper = map, tally: Tally | None = None) -> np.ndarray:
     """`n` rows drawn uniformly without replacement, in ascending order, shape (n, columns); all if `n` is more."""
-    if n >= rows.n_rows:
-        chosen = np.arange(rows.n_rows)
-    else:
-        chosen = np.sort(np.random.default_rng(seed).choice(rows.n_rows, n, replace=False, shuffle=False))
-    return gather(rows, chosen, mapper=mapper, tally=tally)
+    return gather(rows, sample_indices(rows.n_rows, n, seed), mapper=mapper, tally=tally)
+
+
+def sample_indices(n_rows: int, n: int, seed: int) -> np.ndarray:
+    """Which of `n_rows` rows `sample_rows` draws: `n` of them, ascending; all if `n` is more."""
+    if n >= n_rows:
+        return np.arange(n_rows)
+    return np.sort(np.random.default_rng(seed).choice(n_rows, n, replace=False, shuffle=False))
 
 
 def kmeans_plus_plus(x: np.ndarray, k: int, rng: np.random.Generator, weights: np.ndarray | None = None) -> np.ndarray:
@@ -137,7 +168,8 @@ def _distances_to(x: np.ndarray, chosen: int, floor: np.ndarray, tile: int = 102
     return distances
 
 
-def _sample_size(rows: Rows, k: int, sample_bytes: int) -> int:
+def sample_size(rows: Rows, k: int, sample_bytes: int = SAMPLE_BYTES) -> int:
+    """Rows that centers start from: some hundreds a center, as far as `sample_bytes` hold them; at least k."""
     row_bytes = rows.n_columns * working_dtype(rows.dtype).itemsize
     wanted = max(ROWS_PER_CENTER * k, LEAST_SAMPLE_ROWS)
     return int(max(k, min(wanted, sample_bytes // row_bytes)))

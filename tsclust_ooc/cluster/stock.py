@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,15 @@ from tsclust_ooc.cluster.lloyd import assign
 from tsclust_ooc.passes import as_rows
 
 
-def fit_stock(x: Any, centers: np.ndarray, *, max_iter: int = 300, tol: float = 1e-4, seed: int = 0) -> np.ndarray:
+@dataclass(frozen=True)
+class StockFit:
+    """Centers (k, columns) as dask-ml left them, and how often it updated them."""
+
+    centers: np.ndarray
+    n_iter: int
+
+
+def fit_stock(x: Any, centers: np.ndarray, *, max_iter: int = 300, tol: float = 1e-4, seed: int = 0) -> StockFit:
     """Centers of `dask_ml.cluster.KMeans` fitted to the 2-D dask array `x` from given `centers`, (k, columns).
 
     `tol` is dask-ml's: absolute, on the squared movement of all centers. Its inertia is of no use (it changes from
@@ -37,7 +46,7 @@ def fit_stock(x: Any, centers: np.ndarray, *, max_iter: int = 300, tol: float = 
             # Its check says neither where nor how many; the same read with our kernel does, or finds nothing wrong.
             assign(as_rows(x), centers)
             raise
-    return np.asarray(estimator.cluster_centers_)
+    return StockFit(np.asarray(estimator.cluster_centers_), int(estimator.n_iter_))
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from tsclust_ooc.cluster.fused import UnusableRows
 from tsclust_ooc.cluster.lloyd import Fit, PassInfo, assign, lloyd
 from tsclust_ooc.dataset import VIEWS, Dataset, DatasetRows, open_dataset
 from tsclust_ooc.errors import BadInput, UsageError
-from tsclust_ooc.passes import Tally, thread_mapper
+from tsclust_ooc.passes import Tally, gather, thread_mapper
 from tsclust_ooc.pipeline import describing
 from tsclust_ooc.progress import Listener, silent
 from tsclust_ooc.provenance import Meter
@@ -38,7 +38,7 @@ class ComputeOptions:
     Attributes
     ----------
     scheduler
-        'threads' (no open port) or 'local' (a dask cluster of processes on this machine: TLS, loopback only, dashboard).
+        'threads' (no open port), or 'local' (a dask cluster of processes here: TLS, loopback only, with a dashboard).
     memory
         Memory of the whole process tree, like 4GB. Default: half of what this job may use.
     workers
@@ -253,7 +253,7 @@ class _Session:
         n = starts.sample_size(rows, self.what.k, _sample_bytes(self.limits))
         chosen = starts.sample_indices(rows.n_rows, n, options.seed)
         mapper = _watched(runtime, "sample", self.listener)
-        return describing.Sample(chosen, starts.gather(rows, chosen, mapper=mapper, tally=self.tally))
+        return describing.Sample(chosen, gather(rows, chosen, mapper=mapper, tally=self.tally))
 
     def _fit(self, runtime: Runtime, rows: DatasetRows, sample: np.ndarray[Any, Any], options: ClusterOptions) -> Fit:
         start = starts.Start(options.init, options.metric, options.seed)  # type: ignore[arg-type]

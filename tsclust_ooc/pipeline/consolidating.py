@@ -10,7 +10,7 @@ from pathlib import Path
 from tsclust_ooc import budget, locks, scratch
 from tsclust_ooc import consolidate as work_on
 from tsclust_ooc.budget import Budget
-from tsclust_ooc.dataset import Manifest, read_manifest
+from tsclust_ooc.dataset import Manifest, read_manifest, read_rejected
 from tsclust_ooc.errors import BadInput, CannotWrite, UsageError
 from tsclust_ooc.plan import DEFAULT_CHUNK_BYTES, Options, Plan, make_plan
 from tsclust_ooc.progress import Listener, silent
@@ -186,11 +186,14 @@ class _Session:
         while True:
             found = _survey(self.source, self.final, self.parsers, self.options, self.listener)
             plan = make_plan(found, self.options.plan_options())
-            manifest = work_on.published(self.final, plan)
-            if manifest is not None and not self.options.overwrite and not self._fails(found.problems):
-                work_on.sweep(self.final)
-                return self._result(manifest, reused=True)
-            _check_free(self.final, self.options)
+            if not self.options.overwrite:
+                manifest = work_on.published(self.final, plan)
+                if manifest is not None and self._fails(found.problems):
+                    raise _bad_shards(self.source, plan, found.problems)
+                if manifest is not None and _same_shards(read_rejected(self.final), found.problems):
+                    work_on.sweep(self.final)
+                    return self._result(manifest, reused=True)
+                _check_free(self.final)
             bad = self._write(plan, found.problems)
             lasting = not any(b.problem.code in work_on.PASSING for b in bad)
             if bad and self.options.on_bad == "skip" and lasting:
@@ -198,7 +201,7 @@ class _Session:
                 continue
             problems = [*found.problems, *(b.problem for b in bad)]
             if bad or self._fails(problems):
-                raise _bad_shards(self.source, self.final, plan, problems)
+                raise _bad_shards(self.source, plan, problems)
             return self._publish(plan)
 
     def _fails(self, problems: Sequence[Problem]) -> bool:
@@ -275,8 +278,12 @@ def _check_ours(final: Path) -> None:
         ) from error
 
 
-def _check_free(final: Path, options: ConsolidateOptions) -> None:
-    if options.overwrite or not final.exists() or (final.is_dir() and not any(final.iterdir())):
+def _same_shards(a: Sequence[Problem], b: Sequence[Problem]) -> bool:
+    return {problem.path for problem in a} == {problem.path for problem in b}
+
+
+def _check_free(final: Path) -> None:
+    if not final.exists() or (final.is_dir() and not any(final.iterdir())):
         return
     raise CannotWrite(
         f"{final} already exists and was not made from these shards and options. "
@@ -302,7 +309,7 @@ def _dry_run(found: Survey, final: Path, options: ConsolidateOptions, limits: Bu
     )  # fmt: skip
 
 
-def _bad_shards(source: Path, final: Path, plan: Plan, problems: Sequence[Problem]) -> BadShards:
+def _bad_shards(source: Path, plan: Plan, problems: Sequence[Problem]) -> BadShards:
     lines = [f"  {ascii(p.path)[1:-1]}   {p.code}   {p.detail}" for p in islice(problems, _SHOWN_PROBLEMS)]
     if len(problems) > _SHOWN_PROBLEMS:
         lines.append(f"  ... and {len(problems) - _SHOWN_PROBLEMS:,} more: tsclust inspect {source} --json")

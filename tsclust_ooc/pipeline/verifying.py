@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tsclust_ooc import budget
+from tsclust_ooc import budget, records
 from tsclust_ooc.dataset import Damage, Dataset, open_dataset
 from tsclust_ooc.dataset import verify as verify_dataset
 from tsclust_ooc.plan import Partition, Plan, make_plan
@@ -19,6 +20,7 @@ from tsclust_ooc.shards.parsers import Parsers
 from tsclust_ooc.shards.survey import survey
 from tsclust_ooc.source import RowReader
 from tsclust_ooc.staging import Stage
+from tsclust_ooc.units import plural
 
 Mapper = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 
@@ -59,7 +61,7 @@ def _compare(opened: Dataset, source: Path, mapper: Mapper, listener: Listener) 
         plan = make_plan(found, opened.manifest.options)
         with Stage(Path(), "never", on_network=False) as stage:
             reader = RowReader(plan, parsers, stage)
-            for name in opened:
+            for name in dict.fromkeys([*opened, *(split.name for split in plan.splits)]):
                 differing = _compare_shards(opened, plan, name)
                 damage += differing
                 if differing:
@@ -73,15 +75,20 @@ def _compare(opened: Dataset, source: Path, mapper: Mapper, listener: Listener) 
 
 
 def _compare_shards(opened: Dataset, plan: Plan, split: str) -> list[Damage]:
-    """Shards of a split that the source no longer has, or has and the dataset does not."""
+    """Shards of a split that the source no longer has, has in addition, or has with another number of samples."""
     if plan.schema != opened.schema:
         return [Damage(split, f"the source now holds {plan.schema}, the dataset {opened.schema}")]
-    ours = dict.fromkeys(opened[split].index().column("shard").to_pylist())
-    theirs = dict.fromkeys(s.path for s in plan.shards if s.split == split and s.n_samples)
+    paths = opened[split].index().column("shard").to_pylist() if split in opened else []
+    ours = Counter(records.text_to_path(path) for path in paths)
+    theirs = {s.path: s.n_samples for s in plan.shards if s.split == split and s.n_samples}
     gone = [Damage(path, "in the dataset, not in the source") for path in ours if path not in theirs]
     new = [Damage(path, "in the source, not in the dataset") for path in theirs if path not in ours]
-    moved = [] if gone or new or list(ours) == list(theirs) else [Damage(split, "its shards are in another order")]
-    return gone + new + moved
+    other = [
+        Damage(path, f"now holds {plural(theirs[path], 'sample')}, the dataset has {n} of it")
+        for path, n in ours.items() if path in theirs and theirs[path] != n
+    ]  # fmt: skip
+    differing = gone + new + other
+    return differing or ([] if list(ours) == list(theirs) else [Damage(split, "its shards are in another order")])
 
 
 @dataclass(frozen=True)
@@ -91,7 +98,7 @@ class _Comparison:
 
     def __call__(self, partition: Partition) -> list[Damage]:
         split = self.opened[partition.split]
-        stored = split.array[partition.start : partition.stop]
+        stored = np.asarray(split.array[partition.start : partition.stop])
         read = np.empty_like(stored)
         ids, problems = self.reader.read(partition.split, partition.start, partition.stop, read)
         if problems:

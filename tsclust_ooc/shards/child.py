@@ -68,7 +68,7 @@ def structure_to_json(structure: Structure) -> list[Any]:
 
 
 @lru_cache(maxsize=1)
-def _opened(path: str, stamp: tuple[int, int]) -> hdf5.Opened:
+def _opened(path: str, stamp: tuple[int, int]) -> hdf5.Opened:  # noqa: ARG001 (part of the cache's key)
     """The file of the last request stays open: a large shard is read in pieces."""
     return hdf5.open_guarded(path)
 
@@ -80,7 +80,7 @@ def read(request: dict[str, Any], out: BinaryIO) -> dict[str, Any]:
     schema = Schema(**{**request["schema"], "item_shape": tuple(request["schema"]["item_shape"])})
     samples, names = hdf5.read(_opened(path, stamp), schema, request["start"], request["stop"])
     check_stamp(stamp, stamp_of(path))
-    raw = memoryview(samples).cast("B") if samples.size else b""
+    raw = samples.data.cast("B") if samples.size else b""
     _send(out, {"n_bytes": len(raw), "names": names})
     out.write(raw)
     return {}

@@ -24,7 +24,7 @@ IMAGE_BYTES = 16 * 2**20
 """Files up to this size are read whole and parsed in memory: one open and one read on a network filesystem."""
 
 _MAX_CHUNK_BYTES = 256 * 2**20
-_MAX_DECLARED_BYTES = 2**50
+_MAX_DECLARED_BYTES = 2**60
 _MAX_EXPANSION = 1100  # deflate cannot shrink more than 1032:1
 _MAX_MEMBERS, _MAX_DEPTH = 2_000_000, 8
 _UNDEFINED = 2**64 - 1
@@ -79,7 +79,7 @@ def structure_of(opened: Opened) -> Structure:
 
 
 def read(opened: Opened, schema: Schema, start: int, stop: int) -> tuple[np.ndarray, list[str]]:
-    """Samples `start` to `stop` of a file as (n, *item_shape) in the schema's dtype, and the datasets they came from."""
+    """Samples `start` to `stop` of a file as (n, *item_shape) in the schema's dtype, and their datasets' names."""
     structure = structure_of(opened)
     members = layouts.samples_in(schema, structure)
     if schema.layout == DATASET_PER_ITEM:
@@ -95,7 +95,7 @@ def read(opened: Opened, schema: Schema, start: int, stop: int) -> tuple[np.ndar
 
 
 def _read_member(opened: Opened, schema: Schema, member: Member, start: int, stop: int, out: np.ndarray) -> None:
-    dataset = h5py.Dataset(h5py.h5d.open(opened.id, member.name.encode()))
+    dataset = h5py.Dataset(h5py.h5d.open(opened.id, member.name.encode("utf-8", "surrogateescape")))
     selection = slice(start, stop) if schema.layout == ROWS_PER_FILE else ...
     try:
         out[...] = dataset[selection].reshape(out.shape)
@@ -230,7 +230,8 @@ def _float_dtype(kind: h5py.h5t.TypeID) -> np.dtype:
         plain = (h5py.h5t.IEEE_F16LE, h5py.h5t.IEEE_F16BE, h5py.h5t.IEEE_F32LE, h5py.h5t.IEEE_F32BE,
                  h5py.h5t.IEEE_F64LE, h5py.h5t.IEEE_F64BE)  # fmt: skip
         if any(kind.equal(one) for one in plain):
-            return np.dtype(kind.dtype)
+            plain_dtype: np.dtype = np.dtype(kind.dtype)
+            return plain_dtype
     try:
         found = str(kind.dtype)[:60]
     except (TypeError, ValueError, RuntimeError):

@@ -7,6 +7,7 @@ start to stop. Invariant: `n_samples` equals the number of rows that reading the
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ from tsclust_ooc.shards.schema import (
 )
 
 _LIKELY_KEYS = ("embeddings", "embedding", "features", "feature", "emb", "vectors", "vector", "data", "x", "X")
-_FEW_ROWS, _MANY_VARIABLES = 64, 1024
+_FEW_ROWS, _MANY_VARIABLES, _MOSTLY = 64, 1024, 0.75
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ def item_shape(layout: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 def samples_in(schema: Schema, structure: Structure) -> list[Member]:
     """The datasets of a file that hold samples, in row order, each checked against `schema`.
 
-    Raises ShardError with the code of the first thing that does not fit. Empty datasets hold zero samples.
+    Raises ShardError with the code of the first thing that does not fit. A dataset of no rows holds no samples; one
+    that should be a sample and is empty does not fit.
     """
     if schema.layout == DATASET_PER_ITEM:
         members = sorted(structure.members, key=lambda m: natural_key(m.name))
@@ -71,8 +73,6 @@ def n_samples(schema: Schema, structure: Structure) -> int:
 
 def rows_of(schema: Schema, member: Member) -> int:
     """Samples in one dataset that fits the schema."""
-    if 0 in member.shape:
-        return 0
     return member.shape[0] if schema.layout == ROWS_PER_FILE else 1
 
 
@@ -91,11 +91,12 @@ def find(structure: Structure, key: str) -> Member:
 def _check(schema: Schema, member: Member) -> None:
     if member.code:
         raise ShardError(member.code, member.detail)
-    if 0 in member.shape:
+    if rows_of(schema, member) == 0:
         return
     found = item_shape(schema.layout, member.shape)
     if found != schema.item_shape:
-        raise ShardError("dim", f"sample shape {found}, most shards have {schema.item_shape}")
+        code = "dim" if len(found) == len(schema.item_shape) else "shape"
+        raise ShardError(code, f"sample shape {found}, most shards have {schema.item_shape}")
     if _native(member.dtype) != schema.dtype:
         raise ShardError("dtype", f"{_native(member.dtype)}, most shards have {schema.dtype}")
 
@@ -116,7 +117,7 @@ def guess(structures: Counter[Structure], layout: str | None = None, key: str | 
     readable = Counter({s: n for s, n in structures.items() if any(not m.code for m in s.members)})
     if layout == DATASET_PER_ITEM or (layout is None and key is None and _one_dataset_an_item(readable)):
         return _guess_items(readable)
-    key = key or _guess_key(readable)
+    key = key or _guess_key(readable or structures)
     members = Counter[Member]()
     for structure, count in readable.items():
         members.update({m: count for m in structure.members if m.name == key and not m.code and 0 not in m.shape})
@@ -134,32 +135,36 @@ def _guess_layout(members: Counter[Member], layout: str | None, key: str) -> Gue
     if layout is not None:
         reason = f"--layout {layout}"
     else:
-        layout, reason = _choose(shape, alike=len(shapes) == 1, n_shards=shapes.total())
+        layout, reason = _choose(shapes)
     items = Counter[tuple[tuple[int, ...], str]]()
     for member, count in members.items():
-        try:
+        with contextlib.suppress(ShardError):
             items[item_shape(layout, member.shape), _native(member.dtype)] += count
-        except ShardError:
-            continue
     if not items:
         raise BadInput(f"dataset {key!r} of shape {shape} holds no (variable, feature) or (feature,) samples.")
     (item, dtype), _ = items.most_common(1)[0]
     return Guess(Schema(layout, key, item, dtype), reason)
 
 
-def _choose(shape: tuple[int, ...], *, alike: bool, n_shards: int) -> tuple[str, str]:
+def _choose(shapes: Counter[tuple[int, ...]]) -> tuple[str, str]:
+    shape, n_alike = shapes.most_common(1)[0]
+    n_shards = shapes.total()
+    alike = "all alike" if n_alike == n_shards else f"{n_alike:,} of {n_shards:,} alike"
     if len(shape) == 1:
         return ITEM_PER_FILE, "one vector a shard"
+    # A few shards of another shape are bad shards, not a sign that the first axis counts samples.
+    if _MOSTLY * n_shards > n_alike and len({other[0] for other in shapes}) > 1:
+        return ROWS_PER_FILE, "many samples a shard: their first axes differ"
     if shape[0] == 1:
+        if any(other[1:] == shape[1:] and other != shape for other in shapes):
+            return ROWS_PER_FILE, "one sample a shard in most, more in others: their first axes differ"
         return ITEM_PER_FILE, f"one sample a shard ({shape} has one row)"
     if len(shape) == 3:
         return ROWS_PER_FILE, f"many samples a shard: {shape} is (sample, variable, feature)"
-    if not alike:
-        return ROWS_PER_FILE, "many samples a shard: their first axes differ"
     if shape[0] <= _FEW_ROWS:
-        return ITEM_PER_FILE, f"one sample a shard (all alike; {shape[0]} rows are too few to be samples)"
+        return ITEM_PER_FILE, f"one sample a shard ({alike}; {shape[0]} rows are too few to be samples)"
     if shape[0] <= _MANY_VARIABLES and n_shards >= 4 * shape[0]:
-        return ITEM_PER_FILE, f"one sample a shard (all alike, and {n_shards:,} shards of only {shape[0]} rows)"
+        return ITEM_PER_FILE, f"one sample a shard ({alike}, and {n_shards:,} shards of only {shape[0]} rows)"
     return ROWS_PER_FILE, f"many samples a shard ({shape[0]:,} rows; --layout {ITEM_PER_FILE} if they are variables)"
 
 
@@ -170,6 +175,8 @@ def _guess_key(structures: Counter[Structure]) -> str:
         for member in structure.members:
             if not member.code and member.shape:
                 names[member.name] += count
+    # What only a few shards hold is not what the source is about.
+    names = Counter({name: n for name, n in names.items() if 2 * n >= max(names.values())})
     for likely in _LIKELY_KEYS:
         if likely in names:
             return likely
@@ -194,10 +201,14 @@ def _guess_items(structures: Counter[Structure]) -> Guess:
     items = Counter[tuple[tuple[int, ...], str]]()
     for structure, count in structures.items():
         for member in structure.members:
-            if not member.code and 0 not in member.shape:
-                items[item_shape(DATASET_PER_ITEM, member.shape), _native(member.dtype)] += count
+            if not member.code:
+                with contextlib.suppress(ShardError):
+                    items[item_shape(DATASET_PER_ITEM, member.shape), _native(member.dtype)] += count
     if not items:
-        raise BadInput("no shard holds a readable float dataset.")
+        raise BadInput(
+            "no dataset is a (variable, feature) or (feature,) sample. "
+            f"Found: {_names(structures) or 'nothing'}. Use --layout or --key NAME."
+        )
     (item, dtype), n = items.most_common(1)[0]
     return Guess(Schema(DATASET_PER_ITEM, "", item, dtype), f"every dataset is one sample ({n:,} of shape {item})")
 

@@ -159,6 +159,7 @@ class _Parser:
 
     def _wait(self, process: subprocess.Popen[bytes]) -> None:
         left = self._until - time.monotonic()
+        assert process.stdout is not None
         poller = select.poll()
         poller.register(process.stdout, select.POLLIN | select.POLLHUP)
         if left <= 0 or not poller.poll(left * 1000):

@@ -107,9 +107,15 @@ def natural_key(path: str) -> list[list[tuple[int, str]]]:
 
 def _name_key(name: str) -> list[tuple[int, str]]:
     words = _DIGITS.split(name)  # text, digits, text, digits, ...
-    words[1::2] = [(int(digits), digits) for digits in words[1::2]]  # type: ignore[misc]
-    words[::2] = [(-1, text) for text in words[::2]]  # type: ignore[misc]
+    words[1::2] = [_number_key(digits) for digits in words[1::2]]
+    words[::2] = [(-1, text) for text in words[::2]]
     return words  # type: ignore[return-value]
+
+
+def _number_key(digits: str) -> tuple[int, str]:
+    # Not int(): a dataset may be named by more digits than Python turns into a number.
+    number = digits.lstrip("0")
+    return len(number), f"{number} {digits}"
 
 
 @lru_cache(maxsize=1024)

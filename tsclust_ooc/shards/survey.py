@@ -150,7 +150,7 @@ def _walk(source: Path, problems: list[Problem]) -> Iterator[str]:
                     path = f"{folder}/{entry.name}" if folder else entry.name
                     if entry.name.startswith("."):
                         continue
-                    if not entry.is_dir():
+                    if not _is_dir(entry):
                         yield path
                     elif entry.name.lower().endswith(SUFFIXES):
                         problems.append(Problem(path, "not-regular", "a directory"))
@@ -158,6 +158,13 @@ def _walk(source: Path, problems: list[Problem]) -> Iterator[str]:
                         todo.append(path)
         except OSError as error:
             problems.append(Problem(folder or ".", "unreadable", error.strerror or str(error)))
+
+
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a loop, or to where we may not look: its own problem, not its folder's
+        return False
 
 
 def _stat(source: Path, path: str, seen: dict[tuple[int, int], str]) -> _Entry:
@@ -192,7 +199,7 @@ def _structures(
     """The structure of each entry (None where there is a problem), by template where one fits, else by HDF5."""
     known = _learn(root, entries, parsers)
     templates = tuple(t for t, _ in known)
-    structure_of = {t: s for t, s in known}
+    structure_of = dict(known)
     by_size = matchers(templates)
     problems: list[Problem] = []
 

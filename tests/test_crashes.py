@@ -1,0 +1,101 @@
+"""A command killed at any file event leaves its result absent, old or whole; run again, it ends with the same bytes."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+KILLED, LANES = 137, 2
+
+
+@pytest.fixture
+def world(tmp_path):
+    """A folder with a small source: two splits, one of them of several chunks."""
+    rng = np.random.default_rng(0)
+    for split, n in (("train", 10), ("val", 3)):
+        folder = tmp_path / "source" / split
+        folder.mkdir(parents=True)
+        for i in range(n):
+            with h5py.File(folder / f"{i}.h5", "w") as file:
+                file.create_dataset("embeddings", data=rng.standard_normal((7, 48), dtype=np.float32))
+    return tmp_path
+
+
+def digest_of(folder):
+    return hashlib.sha256(b"".join(p.read_bytes() for p in sorted(Path(folder).rglob("*.h5")))).hexdigest()
+
+
+def sweep(world, name, command, prepare=None):
+    """All kill points of a command, half of them in each of two processes (the points do not depend on each other)."""
+    script, lanes = str(Path(__file__).with_name("crashing.py")), []
+    for lane in range(LANES):
+        place = world / f"place{lane}"
+        spec = {
+            "place": str(place), "target": str(place / name), "words": command(place), "first": lane + 1,
+            "step": LANES, "prepare": [prepare(place)] if prepare else [],
+        }  # fmt: skip
+        lanes.append(
+            subprocess.Popen([sys.executable, script, json.dumps(spec)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        )
+    seen = []
+    for lane in lanes:
+        out, errors = lane.communicate()
+        assert lane.returncode == 0, errors.decode()[-3000:]
+        seen += json.loads(out.splitlines()[-1])
+    return sorted(seen, key=lambda one: one["n"])
+
+
+def check(seen, capsys, what, *, old="absent"):
+    """Every point ends whole and equal; what was seen right after the kill is nothing, the old, or the new."""
+    final = seen[-1]["end"]
+    assert [one["n"] for one in seen if one["status"] == KILLED] == list(range(1, len(seen) - LANES + 1))
+    assert {one["status"] for one in seen} == {0, KILLED}
+    for one in seen:
+        assert one["after_kill"] in {old, "absent", final}, one
+        assert one["again"] == 0, one
+        assert one["end"] == final, one
+        assert one["left"] == [], one
+    killed = [one for one in seen if one["status"] == KILLED]
+    with capsys.disabled():
+        print(f"\n{what}: killed at each of {len(killed)} file events, 0 losses")
+    return killed
+
+
+def consolidate(world, *more, chunk_bytes="4096"):
+    def words(place):
+        options = ["--chunk-bytes", chunk_bytes, "--workers", "2", "--scratch", str(place)]
+        return ["consolidate", str(world / "source"), str(place / "dataset"), *options, *more]
+
+    return words
+
+
+def cluster(place):
+    options = ["--scratch", str(place), "--workers", "2"]
+    return ["cluster", str(place / "dataset"), str(place / "run"), "-k", "3", *options]
+
+
+def test_a_consolidation_killed_at_any_file_event_is_absent_or_whole_and_finishes_with_the_same_bytes(world, capsys):
+    before = digest_of(world / "source")
+    killed = check(sweep(world, "dataset", consolidate(world)), capsys, "consolidate")
+    assert len(killed) > 50
+    assert {one["after_kill"] for one in killed} >= {"absent"}
+    assert digest_of(world / "source") == before
+
+
+def test_an_overwrite_killed_at_any_file_event_leaves_the_old_dataset_or_the_new_one(world, capsys):
+    seen = sweep(world, "dataset", consolidate(world, "--overwrite", chunk_bytes="16384"), consolidate(world))
+    old = seen[0]["old"]
+    assert old not in ("absent", seen[-1]["end"])
+    killed = check(seen, capsys, "consolidate --overwrite", old=old)
+    # The swap is one step here, so the name is never without a dataset.
+    assert all(one["after_kill"] != "absent" for one in killed)
+
+
+def test_a_run_killed_at_any_file_event_is_absent_or_whole_and_finishes_with_the_same_labels(world, capsys):
+    killed = check(sweep(world, "run", cluster, consolidate(world)), capsys, "cluster")
+    assert len(killed) > 10
