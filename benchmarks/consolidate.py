@@ -47,12 +47,11 @@ def peer(source: Path, target: Path) -> None:
 
 def floor(source: Path, target: Path) -> None:
     """Every byte read once, every byte written once with fsync."""
-    with timed():
-        with (target / "bytes").open("wb", buffering=0) as out:
-            for entry in os.scandir(source / "train"):
-                with open(entry.path, "rb", buffering=0) as file:
-                    out.write(file.read())
-            os.fsync(out.fileno())
+    with timed(), (target / "bytes").open("wb", buffering=0) as out:
+        for entry in os.scandir(source / "train"):
+            with open(entry.path, "rb", buffering=0) as file:
+                out.write(file.read())
+        os.fsync(out.fileno())
 
 
 class timed:  # noqa: N801
@@ -125,7 +124,8 @@ def show(seconds: dict[str, list[tuple[float, float]]], n: int) -> None:
     print(f"{n:,} shards {SHAPE} float32, {os.cpu_count()} cores, median of {rounds}")
     print(f"{'way':<36}{'seconds':>9}{'shards/s':>10}{'x peer':>8}{'whole process':>15}{'x peer':>8}")
     for way, (inner, whole) in medians.items():
-        print(f"{way:<36}{inner:>9.2f}{n / inner:>10,.0f}{against[0] / inner:>8.1f}{whole:>15.2f}{against[1] / whole:>8.1f}")
+        cells = f"{inner:>9.2f}{n / inner:>10,.0f}{against[0] / inner:>8.1f}{whole:>15.2f}{against[1] / whole:>8.1f}"
+        print(f"{way:<36}{cells}")
 
 
 if __name__ == "__main__":

@@ -277,7 +277,8 @@ class RunWork:
         try:
             files.publish_dir(self.root, self.final, replace=replace)
         except FileNotFoundError as error:
-            raise TryAgain(f"another process replaced the work for {self.final}. Run the same command again.") from error
+            message = f"another process replaced the work for {self.final}. Run the same command again."
+            raise TryAgain(message) from error
 
 
 def existing(final: Path, dataset_digest: str, options: RunOptions, *, overwrite: bool) -> Run | None:

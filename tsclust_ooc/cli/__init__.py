@@ -16,7 +16,8 @@ from cyclopts.config import Env, Toml
 from tsclust_ooc import __version__
 from tsclust_ooc.errors import TryAgain, TsclustError, UsageError
 
-HELP = """Turn thousands to millions of HDF5 embedding shards into one zarr dataset, and cluster it when it is larger than memory.
+HELP = """Turn thousands to millions of HDF5 embedding shards into one zarr dataset, and cluster it when it is larger
+than memory.
 
 Start with `tsclust inspect SRC`: it looks, changes nothing, and prints the next command.
 
@@ -86,7 +87,7 @@ def _take_config(words: list[str]) -> str | None:
     return None
 
 
-def _terminated(signum: int, frame: object) -> None:
+def _terminated(*_: object) -> None:
     # A scheduler's SIGTERM ends a run as Ctrl-C does: the same clean-up, the same exit code.
     raise KeyboardInterrupt
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from tsclust_ooc.cli.console import Output, OutputOptions, expand, session
+from tsclust_ooc.cli.console import Output, OutputOptions, expand, maybe, session
 from tsclust_ooc.pipeline.clustering import Clustered, ClusterOptions
 from tsclust_ooc.pipeline.clustering import cluster as run_cluster
 from tsclust_ooc.units import format_bytes, format_count, format_seconds, plural
@@ -34,9 +34,9 @@ def cluster(
     k
         Number of clusters.
     """
-    places = {name: expand(p) for name in ("scratch", "truth") if (p := getattr(options, name)) is not None}
+    options = replace(options, scratch=maybe(options.scratch), truth=maybe(options.truth))
     with session(output) as show:
-        done = run_cluster(expand(dataset), expand(run), k, replace(options, **places), show)
+        done = run_cluster(expand(dataset), expand(run), k, options, show)
         show.result(done, lines(done))
 
 
@@ -45,16 +45,24 @@ def lines(done: Clustered) -> list[str]:
     sizes = " ".join(format_count(n) for n in sorted(done.sizes, reverse=True))
     how = "there already, made with these options" if done.reused else "converged" if done.converged else "stopped"
     after = f" after {plural(done.n_iter, 'iteration')}" if done.n_iter else ""
-    scores = " · ".join(f"{name} {value:.4g}" for name, value in done.scores.items())
+    scores = " · ".join(f"{name} {value:.4g}" for name, value in done.scores.items() if "(" not in name)
     rows = ", ".join(f"{split} {format_count(n)}" for split, n in done.splits.items())
     return [
         f"{how}{after} · inertia {done.inertia:.6e} · sizes {sizes}",
         *([f"  {scores}"] if scores else []),
+        *_against_truth(done),
         f"  {rows} rows · {_passes(done.n_passes)} over the data, {format_bytes(done.bytes_read)} read · "
         f"{format_seconds(done.seconds)}, peak {format_bytes(done.peak_bytes)}",
         f'  labels   {done.labels}   pandas.read_parquet("{done.labels}")',
         f"  report   {done.report}",
     ]
+
+
+def _against_truth(done: Clustered) -> list[str]:
+    """The adjusted Rand index of each split; the others are in metrics.json and the report."""
+    found = {name: value for name, value in done.scores.items() if name.startswith("adjusted_rand (")}
+    shown = ", ".join(f"{name.partition('(')[2].rstrip(')')} {value:.4f}" for name, value in found.items())
+    return [f"  adjusted Rand index (ARI) against the known classes: {shown}"] if found else []
 
 
 def _passes(n: int) -> str:

@@ -125,6 +125,11 @@ def expand(path: str | Path) -> Path:
     return Path(os.path.expandvars(Path(path).expanduser()))
 
 
+def maybe(path: Path | None) -> Path | None:
+    """An optional path, expanded if it was given."""
+    return None if path is None else expand(path)
+
+
 def _bars() -> Progress:
     return Progress(
         TextColumn("  {task.description:<10}"), MofNCompleteColumn(), BarColumn(bar_width=28), TimeElapsedColumn(),

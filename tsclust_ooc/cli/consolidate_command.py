@@ -9,7 +9,7 @@ from typing import Annotated
 import numpy as np
 from cyclopts import Parameter
 
-from tsclust_ooc.cli.console import Output, OutputOptions, expand, session
+from tsclust_ooc.cli.console import Output, OutputOptions, expand, maybe, session
 from tsclust_ooc.pipeline.consolidating import Consolidated, ConsolidateOptions, DryRun
 from tsclust_ooc.pipeline.consolidating import consolidate as run
 from tsclust_ooc.units import format_bytes, format_count, format_seconds, plural
@@ -32,8 +32,7 @@ def consolidate(
     dataset
         Directory to publish; it appears when it is complete.
     """
-    if options.scratch is not None:
-        options = replace(options, scratch=expand(options.scratch))
+    options = replace(options, scratch=maybe(options.scratch))
     with session(output) as show:
         done = run(expand(source), expand(dataset), options, show)
         show.result(done, _plan_lines(done) if isinstance(done, DryRun) else _lines(done))
@@ -41,7 +40,8 @@ def consolidate(
 
 def _lines(done: Consolidated) -> list[str]:
     left_out = f" · {plural(done.n_rejected, 'shard')} left out (rejected.json)" if done.n_rejected else ""
-    what = f"{plural(done.n_samples, 'sample')} {done.item_shape} {np.dtype(done.dtype).name} · {plural(done.n_chunks, 'chunk')}"
+    dtype = np.dtype(done.dtype).name
+    what = f"{plural(done.n_samples, 'sample')} {done.item_shape} {dtype} · {plural(done.n_chunks, 'chunk')}"
     splits = ", ".join(f"{name} {format_count(n)}" for name, n in done.splits.items())
     if done.reused:
         return [f"{done.dataset} is there already, made from these shards and options: {what}. Nothing to do."]

@@ -43,7 +43,8 @@ def lines(found: Inspection, seconds: float) -> list[str]:
         f"{plural(found.n_shards, 'shard')} · {format_bytes(found.bytes)} · {plural(len(found.splits), 'split')}"
         f"   {format_seconds(seconds)}",
         *_split_table(found),
-        f"  key {found.key or '(every dataset)'}   sample {found.item_shape} {np.dtype(found.dtype).name}   {found.layout}: {found.reason}",
+        f"  key {found.key or '(every dataset)'}   sample {found.item_shape} {np.dtype(found.dtype).name}   "
+        f"{found.layout}: {found.reason}",
         *_meaning(found),
         f"  As a dataset: {format_bytes(found.dataset_bytes)} on disk in {plural(found.n_chunks, 'chunk')}; "
         + _memory(found),

@@ -9,7 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from tsclust_ooc.cli.cluster_command import lines
-from tsclust_ooc.cli.console import Output, OutputOptions, expand, session
+from tsclust_ooc.cli.console import Output, OutputOptions, expand, maybe, session
 from tsclust_ooc.pipeline.clustering import ComputeOptions
 from tsclust_ooc.pipeline.clustering import predict as run_predict
 
@@ -34,8 +34,7 @@ def predict(
     out
         Directory to publish: labels, metrics and a report.
     """
-    if options.scratch is not None:
-        options = replace(options, scratch=expand(options.scratch))
+    options = replace(options, scratch=maybe(options.scratch))
     with session(output) as show:
         done = run_predict(expand(run), expand(dataset), expand(out), options, show)
         show.result(done, lines(done))

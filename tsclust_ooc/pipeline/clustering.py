@@ -201,9 +201,7 @@ class _Session:
 
     def reuse(self) -> Clustered | None:
         """The published run, if it is just this one."""
-        found = results.existing(
-            self.final, self.opened.manifest.digest, self.what, overwrite=self.options.overwrite
-        )
+        found = results.existing(self.final, self.opened.manifest.digest, self.what, overwrite=self.options.overwrite)
         results.sweep(self.final)
         return None if found is None else _clustered(found, dashboard="", reused=True)
 
@@ -274,7 +272,7 @@ class _Session:
         """dask-ml's centers, with labels, distances and inertia of our own from one more pass: its own are wrong."""
         lazy = self.opened[self.what.fit_split].view(self.what.view)
         fitted = stock.fit_stock(lazy, centers, max_iter=options.max_iter, tol=options.tol, seed=options.seed)
-        self.notes.append(f"dask-ml ran {fitted.n_iter} iterations of several reads each; they are not counted in n_passes")
+        self.notes.append(f"dask-ml ran {fitted.n_iter} iterations of its own; n_passes does not count its reads")
         once = lloyd(rows, fitted.centers, max_iter=1, tol=0.0, mapper=runtime.mapper)
         found = self._assign(runtime, self.what.fit_split, fitted.centers)
         self.tally.n_passes += once.n_passes
@@ -295,8 +293,8 @@ class _Session:
             labels[there], distances[there] = per_row
 
         inertia, _ = assign(
-            rows, centers, metric=self.what.metric, mapper=_watched(runtime, f"label {name}", self.listener),  # type: ignore[arg-type]
-            tally=self.tally, sink=take,
+            rows, centers, metric=self.what.metric, tally=self.tally, sink=take,  # type: ignore[arg-type]
+            mapper=_watched(runtime, f"label {name}", self.listener),
         )  # fmt: skip
         return labels, distances, inertia
 
@@ -313,7 +311,8 @@ class _Session:
         try:
             yield
         except UnusableRows as error:
-            raise BadInput(f"{split}: {error} {describing.origin(self.opened[split], self.what.view, error.row)}") from error
+            where = describing.origin(self.opened[split], self.what.view, error.row)
+            raise BadInput(f"{split}: {error} {where}") from error
 
     def _publish(
         self, described: describing.Described, metrics: Metrics, centers: np.ndarray[Any, Any] | None, runtime: Runtime

@@ -168,12 +168,16 @@ def page(manifest: RunManifest, metrics: Metrics, path: Path) -> report.Report:
         passes=tuple(report.PassLine(p.number, p.inertia, p.moved, p.seconds) for p in metrics.passes),
         scores=tuple(report.ScoreLine(s.name, s.value, s.definition, s.basis) for s in metrics.scores),
         points=_points(metrics.map, options.fit_split),
-        contingency=metrics.classes and report.Contingency(metrics.classes.names, np.array(metrics.classes.counts)),
+        contingency=_heat(metrics.classes),
         representatives=tuple(report.Member(m.cluster, m.sample_id, m.split, m.distance) for m in metrics.nearest),
         farthest=tuple(report.Member(m.cluster, m.sample_id, m.split, m.distance) for m in metrics.farthest),
         notes=metrics.notes, noun=noun, run_path=str(path), dataset_path=manifest.dataset,
         provenance=_provenance(manifest),
     )  # fmt: skip
+
+
+def _heat(found: Classes | None) -> report.Contingency | None:
+    return None if found is None else report.Contingency(found.names, np.array(found.counts))
 
 
 def _facts(manifest: RunManifest, metrics: Metrics) -> tuple[tuple[str, str], ...]:
