@@ -58,7 +58,7 @@ V1 = {"proc/self/cgroup": "9:name=systemd:/x\n4:memory:/slurm/job_7\n1:cpu,cpuac
         (V1, {"memory/slurm/job_7/memory.limit_in_bytes": f"{4 * GIB}\n"}, 4 * GIB),
         (V1, {"memory/slurm/memory.limit_in_bytes": f"{3 * GIB}\n"}, 3 * GIB),
         (V1, {"memory/slurm/job_7/memory.limit_in_bytes": "9223372036854771712\n"}, 64 * GIB),
-        (V1, {"memory/memory.limit_in_bytes": f"{6 * GIB}\n"}, 6 * GIB),  # a container: the group's own path is not there
+        (V1, {"memory/memory.limit_in_bytes": f"{6 * GIB}\n"}, 6 * GIB),  # a container sees no more
         ({"proc/self/cgroup": "0::/../other\n"}, {"memory.max": f"{2 * GIB}\n"}, 2 * GIB),
     ],
 )
@@ -129,7 +129,7 @@ def test_no_workers_are_refused(workers):
 
 @pytest.mark.parametrize("memory", ["100MB", 0, -5, BASE_BYTES])
 def test_memory_below_what_the_libraries_need_is_refused_with_an_amount_that_works(memory):
-    with pytest.raises(UsageError, match="--memory .* less than the libraries alone need") as caught:
+    with pytest.raises(UsageError, match=r"--memory .* less than the libraries alone need") as caught:
         resolve(memory, 1)
     suggested = str(caught.value).rsplit("at least ", 1)[1].rstrip(".")
     assert resolve(suggested, 1).memory_bytes > BASE_BYTES

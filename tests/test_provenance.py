@@ -72,7 +72,7 @@ def test_a_meter_sees_the_peak_and_not_only_the_end():
     with Meter() as meter:
         process = subprocess.Popen([sys.executable, "-c", HOG], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         process.stdout.readline()
-        while meter.peak_bytes < before + 120 * MB:  # the meter's own thread looks
+        while meter.peak_bytes < before + 120 * MB:
             assert meter.elapsed() < 30
         process.communicate(b"\n")
     assert meter.peak_bytes >= before + 120 * MB

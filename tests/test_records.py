@@ -42,7 +42,9 @@ trees = st.builds(
     st.dictionaries(names, leaves, max_size=3), st.dictionaries(names, st.lists(st.integers()).map(tuple), max_size=3),
     st.none() | names, st.none() | leaves, st.booleans(), st.just(()),
 )  # fmt: skip
-TREE = Tree(Leaf("a", 1, 0.5), (Leaf("b", 2, 1.5),), (7, 768), {"c": Leaf("c", 3, 2.0)}, {"d": (1, 2)}, None, None, True)
+TREE = Tree(
+    Leaf("a", 1, 0.5), (Leaf("b", 2, 1.5),), (7, 768), {"c": Leaf("c", 3, 2.0)}, {"d": (1, 2)}, None, None, True
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +80,9 @@ def test_different_records_have_different_digests(different):
 
 
 def test_the_digest_is_the_sha256_of_the_canonical_json():
-    canonical = '{"name":"\\u00e9","n_rows":1,"share":0.5}'.replace('"name":"\\u00e9","n_rows":1', '"n_rows":1,"name":"\\u00e9"')
-    canonical = json.dumps(json.loads(canonical), sort_keys=True, separators=(",", ":"))
-    assert records.dumps(Leaf("é", 1, 0.5)) == canonical
-    assert records.digest(Leaf("é", 1, 0.5)) == hashlib.sha256(canonical.encode()).hexdigest()[:32]
+    canonical = b'{"n_rows":1,"name":"\\u00e9","share":0.5}'
+    assert records.dumps(Leaf("é", 1, 0.5)).encode() == canonical
+    assert records.digest(Leaf("é", 1, 0.5)) == hashlib.sha256(canonical).hexdigest()[:32]
 
 
 def test_what_is_kept_elsewhere_is_neither_on_disk_nor_in_the_digest(tmp_path):
@@ -129,7 +130,7 @@ LEAF = {"name": "a", "n_rows": 1, "share": 0.5}
         ({"format_version": 3}, ["format_version 3", "reads 2"]),
         ({"format_version": "REMOVED"}, ["format_version None", "reads 2"]),
         ({"format_version": "2"}, ["format_version '2'", "reads 2"]),
-        ({"colour": "red"}, ["unknown keys ['colour']", "missing keys []", "'n_rows'"[:0] + "Tree"]),
+        ({"colour": "red"}, ["unknown keys ['colour']", "missing keys []", "a Tree has"]),
         ({"shape": "REMOVED"}, ["unknown keys []", "missing keys ['shape']"]),
         ({"leaf": {**LEAF, "extra": 1}}, [".leaf", "unknown keys ['extra']", "Leaf"]),
         ({"leaf": {**LEAF, "n_rows": "1"}}, [".leaf.n_rows", "'1'", "wanted a int"]),

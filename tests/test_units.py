@@ -24,7 +24,7 @@ def test_a_size_means_exactly_what_it_says(text, n_bytes):
     assert parse_bytes(text) == n_bytes
 
 
-@pytest.mark.parametrize("text", ["", "GB", "4XB", "4 iB", "-4GB", "4,5GB", "1e9", "4GB 2", "four", "inf", "nan", ".5GB"])
+@pytest.mark.parametrize("text", ["", "GB", "4XB", "4 iB", "-4GB", "4,5GB", "1e9", "4GB 2", "inf", "nan", ".5GB"])
 def test_what_is_no_size_is_refused_with_the_text_and_examples(text):
     with pytest.raises(UsageError) as caught:
         parse_bytes(text)

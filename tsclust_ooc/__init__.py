@@ -15,15 +15,9 @@ __version__ = "0.1.0"
 # Named by path and imported when first used: `import tsclust_ooc` alone loads nothing heavy.
 _EXPORTS = {
     "KMeans": "tsclust_ooc.cluster.kmeans",
-    "cluster": "tsclust_ooc.pipeline.clustering",
-    "consolidate": "tsclust_ooc.pipeline.consolidating",
-    "evaluate": "tsclust_ooc.pipeline.clustering",
-    "inspect": "tsclust_ooc.pipeline.looking",
     "open_dataset": "tsclust_ooc.dataset",
     "open_run": "tsclust_ooc.results",
     "open_source": "tsclust_ooc.source",
-    "predict": "tsclust_ooc.pipeline.clustering",
-    "verify": "tsclust_ooc.pipeline.verifying",
     "write_demo": "tsclust_ooc.demo",
 }
 

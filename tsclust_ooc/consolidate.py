@@ -16,6 +16,7 @@ import contextlib
 import io
 import os
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -48,8 +49,8 @@ from tsclust_ooc.dataset import (
 )
 from tsclust_ooc.errors import BadInput, CannotWrite, TryAgain
 from tsclust_ooc.plan import Partition, Plan
+from tsclust_ooc.reading import Ids, RowReader
 from tsclust_ooc.shards.schema import Problem, Shard
-from tsclust_ooc.source import Ids, RowReader
 from tsclust_ooc.store import DurableStore, copy_durably, make_dirs
 from tsclust_ooc.units import format_bytes, plural
 
@@ -277,6 +278,9 @@ def _make_arrays(work: Work) -> None:
             chunks=(plan.chunk_rows[split.name], *schema.item_shape), dtype=schema.dtype, fill_value=float("nan"),
             dimension_names=schema.dimension_names, compressors=_codec(plan.options.codec),
         )  # fmt: skip
+    with warnings.catch_warnings():  # that the zarr specification does not have it yet; xarray asks for it, loudly
+        warnings.simplefilter("ignore")
+        zarr.consolidate_metadata(store, zarr_format=3)
     copy_durably(store, work.dataset, work.dataset / DATA)
 
 
@@ -343,8 +347,9 @@ def _buffer(shape: tuple[int, ...], dtype: str) -> np.ndarray[Any, np.dtype[Any]
 def _write_partition(work: Work, reader: RowReader, partition: Partition) -> Done:
     plan, split = work.plan, partition.split
     store = DurableStore(work.dataset / DATA)
-    array = zarr.open_array(store, path=f"{split}/{ARRAY}", mode="r+", config={"write_empty_chunks": True})
-    assert isinstance(array, zarr.Array)
+    opened: Any = zarr.open_array(store, path=f"{split}/{ARRAY}", mode="r+")
+    # A chunk of nothing but NaN is a file too; open_array takes this option and forgets it.
+    array = zarr.Array(zarr.AsyncArray(opened.metadata, opened.store_path, {"write_empty_chunks": True}))
     ids, bad = Ids([], [], []), []
     for start, stop in plan.chunks_of(partition):
         rows = _buffer((plan.chunk_rows[split], *plan.schema.item_shape), plan.schema.dtype)[: stop - start]

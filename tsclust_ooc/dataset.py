@@ -11,21 +11,23 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import dask.array
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zarr
 
-from tsclust_ooc import files, records
+from tsclust_ooc import extras, files, records
 from tsclust_ooc.errors import BadInput, TryAgain, UsageError
 from tsclust_ooc.plan import Options
 from tsclust_ooc.progress import Listener, silent
 from tsclust_ooc.provenance import Provenance
 from tsclust_ooc.shards.schema import Problem, Schema
 from tsclust_ooc.units import format_count
+
+if TYPE_CHECKING:
+    import dask.array
 
 MANIFEST_VERSION = 1
 MANIFEST, DATA, INDEX, REJECTED = "manifest.json", "data.zarr", "index", "rejected.json"
@@ -197,7 +199,7 @@ class Split:
     def view(self, name: str = "flatten") -> dask.array.Array:
         """The rows of a view as a lazy 2-D dask array, one block a chunk; see `rows`."""
         rows = self.rows(name)
-        lazy = dask.array.from_zarr(self.array)
+        lazy: dask.array.Array = extras.load("dask.array").from_zarr(self.array)  # seconds to import, rarely wanted
         if name == "mean" and lazy.ndim == 3:
             return lazy.mean(axis=1, dtype="f8").astype(rows.view_dtype)
         lazy = lazy.astype(rows.view_dtype)
@@ -206,7 +208,7 @@ class Split:
         n, variables, features = lazy.shape
         if name == "flatten":
             return lazy.reshape((n, variables * features))
-        return lazy.reshape((n * variables, features), merge_chunks=False)
+        return lazy.reshape((n * variables, features))
 
     def rows(self, view: str = "flatten") -> DatasetRows:
         """The rows of a view, for passes: block by block, each block one chunk.

@@ -149,12 +149,19 @@ class Plan:
 
     def inputs_digest(self, partition: Partition) -> str:
         """Digest of everything that the bytes of a partition depend on. Equal inputs, equal bytes: work can be kept."""
-        pieces = [
-            [s.shard.path, s.shard.size, s.shard.mtime_ns, s.start, s.stop]
-            for s in self.segments(partition.split, partition.start, partition.stop)
-        ]
-        place = [partition.split, self.chunk_rows[partition.split], partition.start]
-        return records.digest([self.source, self.schema, self.options, place, pieces])
+        if partition not in self._inputs:
+            pieces = [
+                (s.shard.path, s.shard.size, s.shard.mtime_ns, s.start, s.stop)
+                for s in self.segments(partition.split, partition.start, partition.stop)
+            ]
+            place = [partition.split, self.chunk_rows[partition.split], partition.start]
+            head = [self.source, self.schema, self.options, place]
+            self._inputs[partition] = records.digest([head, records.digest_rows(pieces)])
+        return self._inputs[partition]
+
+    @cached_property
+    def _inputs(self) -> dict[Partition, str]:
+        return {}
 
     @cached_property
     def _rows(self) -> dict[str, tuple[list[Shard], list[int]]]:
@@ -181,4 +188,4 @@ def make_plan(survey: Survey, options: Options) -> Plan:
 
 
 def _digest_of(shards: Sequence[Shard]) -> str:
-    return records.digest([[s.path, s.split, s.size, s.mtime_ns, s.n_samples] for s in shards])
+    return records.digest_rows([(s.path, s.split, s.size, s.mtime_ns, s.n_samples) for s in shards])

@@ -65,7 +65,7 @@ class Meter:
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        self.peak_bytes = 0
+        self._peak = 0
 
     def __enter__(self) -> Meter:
         self._started = time.perf_counter()
@@ -80,6 +80,13 @@ class Meter:
         self._thread.join()
         self._sample()
 
+    @property
+    def peak_bytes(self) -> int:
+        """Peak so far: inside the block it looks once more, so that work of less than a sample is measured too."""
+        if self._thread.is_alive():
+            self._sample()
+        return self._peak
+
     def elapsed(self) -> float:
         """Seconds since the block was entered."""
         return time.perf_counter() - self._started
@@ -89,7 +96,7 @@ class Meter:
             self._sample()
 
     def _sample(self) -> None:
-        self.peak_bytes = max(self.peak_bytes, tree_bytes(os.getpid()))
+        self._peak = max(self._peak, tree_bytes(os.getpid()))
 
 
 def tree_bytes(pid: int) -> int:

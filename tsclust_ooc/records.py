@@ -13,6 +13,7 @@ import hashlib
 import json
 import types
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +31,11 @@ def dumps(record: Any) -> str:
 def digest(record: Any) -> str:
     """First 32 hex digits of the sha256 of the record's canonical JSON."""
     return hashlib.sha256(dumps(record).encode()).hexdigest()[:32]
+
+
+def digest_rows(rows: Sequence[tuple[str | int, ...]]) -> str:
+    """Digest of many plain rows: of their `repr`, which Python writes the same everywhere, a million in a second."""
+    return hashlib.sha256(repr(rows).encode()).hexdigest()[:32]
 
 
 def save(path: Path, record: Any, version: int) -> None:

@@ -7,6 +7,7 @@ labels and the model depend on the dataset, the options and the seed alone.
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -230,9 +231,13 @@ class RunWork:
                 folder.mkdir()
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if self.root.exists():
             files.retire(self.root)
+        elif isinstance(error, FileNotFoundError):
+            # Without a lock between nodes another process may take our work for that of a killed one.
+            message = f"another process replaced the work for {self.final}. Run the same command again."
+            raise TryAgain(message) from error
 
     def write(self, name: str, data: bytes) -> None:
         """One file of the run, durably."""
@@ -274,11 +279,7 @@ class RunWork:
         """Write the manifest and give the directory its final name."""
         files.fsync_tree(self.root)
         records.save(self.root / MANIFEST, manifest, RUN_VERSION)
-        try:
-            files.publish_dir(self.root, self.final, replace=replace)
-        except FileNotFoundError as error:
-            message = f"another process replaced the work for {self.final}. Run the same command again."
-            raise TryAgain(message) from error
+        files.publish_dir(self.root, self.final, replace=replace)
 
 
 def existing(final: Path, dataset_digest: str, options: RunOptions, *, overwrite: bool) -> Run | None:
@@ -286,6 +287,9 @@ def existing(final: Path, dataset_digest: str, options: RunOptions, *, overwrite
 
     Raises CannotWrite when something else lies there; --overwrite replaces runs, not whatever else a name hits.
     """
+    place = files.existing_parent(final.parent)
+    if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
+        raise CannotWrite(f"{final} cannot be made: {place} is not a directory we may write to. Choose another place.")
     if not final.exists() or (final.is_dir() and not any(final.iterdir())):
         return None
     manifest = None

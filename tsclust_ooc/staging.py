@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ SMALL_BYTES = 16 * 2**20
 
 _LOCK_WAIT_SECONDS = 3600.0
 _COPY_BYTES = 4 * 2**20
+_KEY = re.compile(r"[0-9a-f]{32}")
 
 
 def decide(size: int, mode: str, *, on_network: bool) -> Literal["copy", "direct"]:
@@ -45,7 +47,7 @@ class Stage:
     """This process's use of a stage directory shared by the processes of a node; close it when done.
 
     A staged file stays while any process holds a lease on it (`KEY.HOST.PID.lease`). `close` gives up our leases and
-    removes every file that nobody leases, also what dead processes left.
+    removes every file that nobody leases, also what dead processes left. With mode 'never' no folder is touched.
     """
 
     def __init__(self, folder: Path, mode: str, *, on_network: bool) -> None:
@@ -61,10 +63,14 @@ class Stage:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    def reads_directly(self, size: int) -> bool:
+        """Whether a shard of `size` is read where it lies."""
+        return decide(size, self.mode, on_network=self.on_network) == "direct"
+
     @contextlib.contextmanager
     def local(self, path: str, stamp: tuple[int, int]) -> Iterator[str]:
         """Where to read the shard at `path` (size and mtime_ns in `stamp`) inside the block."""
-        if decide(stamp[0], self.mode, on_network=self.on_network) == "direct":
+        if self.reads_directly(stamp[0]):
             yield path
             return
         key = hashlib.sha256(os.fsencode(f"{os.path.realpath(path)}\0{stamp}")).hexdigest()[:32]
@@ -79,13 +85,13 @@ class Stage:
 
     def close(self) -> None:
         """Give up all leases and remove what nobody needs."""
-        if not self.folder.is_dir():
+        if self.mode == "never" or not self.folder.is_dir():
             return
         self._mine.clear()
         self._whole.clear()
         # Also what has no copy: the lease and the partial file of a process that died while it copied.
-        names = (path.name.lstrip(".") for path in self.folder.iterdir() if path.suffix not in (".lock", ".holder"))
-        for key in {name.partition(".")[0] for name in names}:
+        names = {path.name.lstrip(".").partition(".")[0] for path in self.folder.iterdir()}
+        for key in filter(_KEY.fullmatch, names):
             self._give_up(key, wait_seconds=_LOCK_WAIT_SECONDS)
 
     def _fetch(self, key: str, path: str, stamp: tuple[int, int]) -> Path:
@@ -178,6 +184,10 @@ class Stage:
 
     def _lease(self, key: str) -> Path:
         return self.folder / f"{key}.{socket.gethostname()}.{os.getpid()}.lease"
+
+
+NO_STAGE = Stage(Path("no-stage"), "never", on_network=False)
+"""Every shard is read where it lies; owns nothing."""
 
 
 def _dead(lease: Path) -> bool:

@@ -8,6 +8,8 @@ process has just published or swept away; this one fails there.
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,24 @@ class DurableStore(LocalStore):
     def __init__(self, root: Path | str, *, read_only: bool = False) -> None:
         super().__init__(root, read_only=read_only)
         self.written: dict[str, tuple[int, str]] = {}
+
+    async def _open(self, *, mode: Any = None) -> None:
+        # LocalStore would make the root.
+        self._require_root()
+        await super(LocalStore, self)._open()
+
+    def _ensure_open_sync(self) -> None:
+        self._require_root()
+        self._is_open = True
+
+    def _require_root(self) -> None:
+        if not self.root.is_dir():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.root))
+
+    def set_sync(self, key: str, value: Buffer) -> None:
+        """Write one key durably."""
+        self._check_writable()
+        self._put_durably(key, value.as_buffer_like())
 
     async def set(self, key: str, value: Buffer) -> None:
         """Write one key durably."""

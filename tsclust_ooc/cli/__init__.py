@@ -6,14 +6,18 @@ code is the error's own; a user's mistake never shows a traceback.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import tomllib
+from pathlib import Path
 from typing import Any
 
 from cyclopts import App, CycloptsError
 from cyclopts.config import Env, Toml
 
 from tsclust_ooc import __version__
+from tsclust_ooc.cli.escaping import clean
 from tsclust_ooc.errors import TryAgain, TsclustError, UsageError
 
 HELP = """Turn thousands to millions of HDF5 embedding shards into one zarr dataset, and cluster it when it is larger
@@ -47,7 +51,7 @@ def build_app(config: str | None = None) -> App:
         sources.append(Toml(config, must_exist=True, search_parents=False))
     app = App(
         name="tsclust", help=HELP, help_epilogue=EPILOGUE, version=__version__, config=sources, help_format="plaintext",
-        print_error=False, exit_on_error=False, result_action="return_value",
+        print_error=False, exit_on_error=False, result_action="return_value", suppress_keyboard_interrupt=False,
     )  # fmt: skip
     for name, line in COMMANDS.items():
         app.command(f"tsclust_ooc.cli.{name}_command:{name}", name=name, help=line)
@@ -59,8 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        config = _take_config(words)
-        build_app(config)(words)
+        build_app(_checked(_take_config(words)))(words)
     except TsclustError as error:
         return _fail(str(error), error.exit_code)
     except CycloptsError as error:
@@ -87,13 +90,31 @@ def _take_config(words: list[str]) -> str | None:
     return None
 
 
+def _checked(config: str | None) -> str | None:
+    """The TOML file `config`, once its sections are known to be commands: cyclopts looks at one section only."""
+    if config is None:
+        return None
+    path = Path(os.path.expandvars(config)).expanduser()
+    try:
+        sections = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"--config {path}: {error.strerror}. Give a TOML file that can be read.") from error
+    except ValueError as error:
+        raise UsageError(f"--config {path} is not TOML: {error}. Mend the file.") from error
+    unknown = [name for name, value in sections.items() if name not in COMMANDS or not isinstance(value, dict)]
+    if unknown:
+        known = ", ".join(f"[{name}]" for name in COMMANDS)
+        raise UsageError(f"--config {path}: {', '.join(unknown)} is no section. Put options below one of: {known}.")
+    return str(path)
+
+
 def _terminated(*_: object) -> None:
     # A scheduler's SIGTERM ends a run as Ctrl-C does: the same clean-up, the same exit code.
     raise KeyboardInterrupt
 
 
 def _fail(message: str, code: int) -> int:
-    sys.stderr.write(f"tsclust: {message}\n")
+    sys.stderr.write(f"tsclust: {clean(message)}\n")
     return code
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import sys
 import threading
 import time
@@ -19,11 +18,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from tsclust_ooc import provenance, records
-from tsclust_ooc.errors import TsclustError
+from tsclust_ooc.cli.escaping import clean
+from tsclust_ooc.errors import CannotWrite, TsclustError
 from tsclust_ooc.units import format_bytes, format_count, format_seconds
 
 _MINUTE = 60.0
-_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True)
@@ -100,12 +99,11 @@ class Session:
 def session(options: OutputOptions) -> Iterator[Session]:
     """The output of one command; with --json an error is one JSON object too."""
     with contextlib.ExitStack() as stack:
-        log = None
-        if options.log_file is not None:
-            log = stack.enter_context(options.log_file.expanduser().open("a", encoding="utf-8"))
+        log = None if options.log_file is None else stack.enter_context(_open_log(expand(options.log_file)))
         progress = stack.enter_context(_bars()) if sys.stderr.isatty() and not options.quiet else None
         try:
-            yield Session(options, progress, log)
+            with _naming_files():
+                yield Session(options, progress, log)
         except TsclustError as error:
             if options.json:
                 problems = [vars(p) for p in getattr(error, "problems", ())]
@@ -114,10 +112,24 @@ def session(options: OutputOptions) -> Iterator[Session]:
             raise
 
 
-def clean(text: str) -> str:
-    """`text` without control characters: a file name may hold terminal escapes, or bytes that are no UTF-8."""
-    printable = text.encode("utf-8", "backslashreplace").decode()
-    return _CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", printable)
+def _open_log(path: Path) -> TextIO:
+    try:
+        return path.open("a", encoding="utf-8")
+    except OSError as error:
+        raise CannotWrite(f"--log-file {path}: {error.strerror}. Give a file that can be written.") from error
+
+
+@contextlib.contextmanager
+def _naming_files() -> Iterator[None]:
+    """A file that the system refuses (permission, a file where a folder should be) is no bug of ours: name it."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise TsclustError(
+            f"{error.filename}: {error.strerror}. Check the path, then run the same command again."
+        ) from error
 
 
 def expand(path: str | Path) -> Path:

@@ -24,9 +24,9 @@ INITS = ("auto", "k-means++", "k-means||", "random")
 SAMPLE_BYTES = 256 * 2**20
 ROWS_PER_CENTER = 256
 """Sampled rows a center; more changes the found centers little (the figure faiss trains with)."""
-LEAST_SAMPLE_ROWS = 16_384
+LEAST_SAMPLE_ROWS = 4096
 N_ROUNDS = 5
-N_TRIES, TRY_ITERATIONS = 4, 8
+N_TRIES, TRY_ITERATIONS, SETTLE_ITERATIONS = 4, 4, 30
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def initial_centers(
 ) -> np.ndarray:
     """`k` centers to start from, shape (k, columns), in the type the rows are read as.
 
-    `start.init` is "auto" (on a uniform sample: greedy k-means++ a few times, the best by Lloyd until it stands still),
+    `start.init` is "auto" (on a uniform sample: greedy k-means++ a few times, the best by Lloyd until it hardly moves),
     "k-means++" (once, without Lloyd), "random" (k rows), "k-means||" (Bahmani et al. 2012, Scalable K-Means++,
     VLDB 5), or an array of centers. `local` maps work on the in-memory sample and has to stay in this process.
     `sample` is one that the caller drew already (`sample_indices` of `sample_size` rows): then nothing is read for it.
@@ -97,7 +97,7 @@ def initial_centers(
 def _settled(
     sample: np.ndarray, centers: np.ndarray, metric: Metric, rng: np.random.Generator, local: Mapper
 ) -> np.ndarray:
-    """Centers that stand still on the sample: the best of a few short tries from k-means++, then Lloyd to its end.
+    """Centers that hardly move on the sample: the best of a few short tries from k-means++, then Lloyd.
 
     One start may end in a poor local optimum; a few tries on the sample cost less than one pass over large data.
     """
@@ -108,7 +108,7 @@ def _settled(
             centers = sample[kmeans_plus_plus(sample, k, rng)]
         tries.append(lloyd(rows, centers, metric=metric, max_iter=TRY_ITERATIONS, mapper=local))
     best = min(tries, key=lambda found: found.inertia)
-    return lloyd(rows, best.centers, metric=metric, max_iter=100, mapper=local).centers
+    return lloyd(rows, best.centers, metric=metric, max_iter=SETTLE_ITERATIONS, mapper=local).centers
 
 
 def check_k(k: int, n_rows: int) -> None:

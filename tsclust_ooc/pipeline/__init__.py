@@ -1,6 +1,6 @@
 """The toolkit's verbs, one a command; the only place where data and compute meet.
 
-    demonstrating   demo                         looking       inspect
+    looking         inspect
     consolidating   consolidate                  verifying     verify
     clustering      cluster, predict, evaluate
 

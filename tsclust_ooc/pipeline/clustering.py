@@ -16,7 +16,7 @@ from tsclust_ooc.cluster import starts, stock
 from tsclust_ooc.cluster.fused import UnusableRows
 from tsclust_ooc.cluster.lloyd import Fit, PassInfo, assign, lloyd
 from tsclust_ooc.dataset import VIEWS, Dataset, DatasetRows, open_dataset
-from tsclust_ooc.errors import BadInput, UsageError
+from tsclust_ooc.errors import BadInput, CannotWrite, UsageError
 from tsclust_ooc.passes import Tally, gather, thread_mapper
 from tsclust_ooc.pipeline import describing
 from tsclust_ooc.progress import Listener, silent
@@ -28,7 +28,11 @@ from tsclust_ooc.units import format_bytes, format_seconds
 ENGINES = ("lloyd", "dask-ml")
 METRICS = ("euclidean", "cosine")
 _LOCK_SECONDS = 0.5
+_ROWS_AT_ONCE = 1024
 _BLOCKS_A_WORKER = 4  # a block as read and as float32, its tile and products, and one waiting to be taken
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+"""One array a split."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,12 @@ class ClusterOptions(ComputeOptions):
                 raise UsageError(f"--{name} {value} is not known. Use one of: {', '.join(known)}.")
         if self.engine == "dask-ml" and self.metric != "euclidean":
             raise UsageError("--engine dask-ml knows the euclidean metric only. Use --engine lloyd.")
+        if self.max_iter < 1:
+            raise UsageError(f"--max-iter {self.max_iter} moves no center. Use 1 or more.")
+        if not 0 <= self.tol < np.inf:
+            raise UsageError(f"--tol {self.tol} is not a tolerance. Use 0 or more.")
+        if self.seed < 0:
+            raise UsageError(f"--seed {self.seed} is negative. Use 0 or more.")
 
 
 @dataclass(frozen=True)
@@ -139,6 +149,7 @@ def cluster(
     TryAgain when another process is making it.
     """
     opened = open_dataset(dataset)
+    known = None if options.truth is None else describing.read_truth(options.truth)
     fit_split = _fit_split(opened, options.fit_split)
     starts.check_k(k, opened[fit_split].rows(options.view).n_rows)
     what = RunOptions(
@@ -146,7 +157,7 @@ def cluster(
         options.seed, fit_split,
     )  # fmt: skip
     with _Session(opened, Path(run).expanduser().absolute(), what, options, listener) as session:
-        return session.reuse() or session.cluster(options)
+        return session.reuse() or session.cluster(options, known)
 
 
 def predict(
@@ -161,12 +172,14 @@ def predict(
     model = fitted.model
     if model is None:
         raise BadInput(f"{fitted.path} holds predictions, not a model. Give the run that cluster published.")
-    first = next(iter(opened))
-    if opened[first].rows(model.view).n_columns != model.n_columns:
+    # Columns of 'flatten' are (variable, feature) pairs; the rows of the other views are features alone.
+    kept = slice(None) if model.view == "flatten" else slice(-1, None)
+    if opened.schema.item_shape[kept] != model.item_shape[kept]:
         raise BadInput(
             f"{opened.path} has samples {opened.schema.item_shape}, the run {fitted.path} was fitted on "
             f"{model.item_shape} (view {model.view}). Use a dataset with the same features."
         )
+    _check_apart(Path(out).expanduser().absolute(), fitted.path)
     what = replace(fitted.manifest.options, kind="predict", fit_split="", model=fitted.manifest.digest)
     with _Session(opened, Path(out).expanduser().absolute(), what, options, listener) as session:
         return session.reuse() or session.predict(fitted, model)
@@ -179,6 +192,7 @@ class _Session:
         self, opened: Dataset, final: Path, what: RunOptions, options: ComputeOptions, listener: Listener
     ) -> None:
         self.opened, self.final, self.what, self.options, self.listener = opened, final, what, options, listener
+        _check_apart(final, opened.path)
         self.tally, self.meter, self.stack = Tally(), Meter(), contextlib.ExitStack()
         self.rows = {name: split.rows(what.view) for name, split in opened.items() if split.n_samples}
         self.notes: list[str] = []
@@ -205,7 +219,7 @@ class _Session:
         results.sweep(self.final)
         return None if found is None else _clustered(found, dashboard="", reused=True)
 
-    def cluster(self, options: ClusterOptions) -> Clustered:
+    def cluster(self, options: ClusterOptions, known: describing.Known | None) -> Clustered:
         """Fit, label, describe, publish."""
         name = self.what.fit_split
         with self._runtime() as runtime, self._naming_rows(name):
@@ -219,8 +233,10 @@ class _Session:
                         labels[other], distances[other], inertias[other] = self._assign(runtime, other, fit.centers)
             if not fit.converged:
                 self.notes.append(f"not converged after {fit.n_iter} updates: --max-iter {2 * fit.n_iter} goes on")
-            described = describing.Described(self.opened, self.what, _in_units(distances, self.what.metric), labels)
-            metrics = described.metrics(fit, inertias, sample.rows, sample.x, options.truth, tuple(self.notes))
+            described = describing.Described(
+                self.opened, self.what, self._in_units(distances, labels, fit.centers), labels
+            )
+            metrics = described.metrics(fit, inertias, sample.rows, sample.x, known, tuple(self.notes))
             return self._publish(described, metrics, fit.centers, runtime)
 
     def predict(self, fitted: Run, model: results.Model) -> Clustered:
@@ -231,7 +247,9 @@ class _Session:
             for name in self.rows:
                 with self._naming_rows(name):
                     labels[name], distances[name], inertias[name] = self._assign(runtime, name, centers)
-            described = describing.Described(self.opened, self.what, _in_units(distances, self.what.metric), labels)
+            described = describing.Described(
+                self.opened, self.what, self._in_units(distances, labels, centers), labels
+            )
             metrics = described.predicted(inertias, tuple(self.notes))
             return self._publish(described, metrics, None, runtime)
 
@@ -273,9 +291,8 @@ class _Session:
         lazy = self.opened[self.what.fit_split].view(self.what.view)
         fitted = stock.fit_stock(lazy, centers, max_iter=options.max_iter, tol=options.tol, seed=options.seed)
         self.notes.append(f"dask-ml ran {fitted.n_iter} iterations of its own; n_passes does not count its reads")
-        once = lloyd(rows, fitted.centers, max_iter=1, tol=0.0, mapper=runtime.mapper)
+        once = lloyd(rows, fitted.centers, max_iter=1, tol=0.0, mapper=runtime.mapper, tally=self.tally)
         found = self._assign(runtime, self.what.fit_split, fitted.centers)
-        self.tally.n_passes += once.n_passes
         return replace(
             once, centers=fitted.centers, labels=found[0], distances=found[1], inertia=found[2], n_iter=fitted.n_iter,
             history=(), converged=fitted.n_iter < options.max_iter,
@@ -297,6 +314,18 @@ class _Session:
             mapper=_watched(runtime, f"label {name}", self.listener),
         )  # fmt: skip
         return labels, distances, inertia
+
+    def _in_units(self, squared: Arrays, labels: Arrays, centers: np.ndarray[Any, Any]) -> Arrays:
+        """Squared distances as people know them: euclidean distance, or 1 - cosine."""
+        if self.what.metric == "cosine":
+            return {name: d / 2 for name, d in squared.items()}
+        found = {name: np.sqrt(d) for name, d in squared.items()}
+        for name, d in found.items():
+            beyond = np.flatnonzero(np.isinf(d))  # the square is too large for float32, the distance itself is not
+            for far in np.split(beyond, range(_ROWS_AT_ONCE, len(beyond), _ROWS_AT_ONCE)):
+                gaps = gather(self.rows[name], far, tally=self.tally) - centers[labels[name][far]].astype(np.float64)
+                d[far] = np.linalg.norm(gaps, axis=1)
+        return found
 
     def _say_pass(self, info: PassInfo) -> None:
         rate = format_bytes(info.bytes_read / max(info.seconds, 1e-9))
@@ -334,7 +363,14 @@ class _Session:
             page = describing.page(manifest, metrics, self.final)
             work.write(results.REPORT, report.render(page).encode())
             manifest = replace(manifest, files=dict(sorted(work.files.items())))
-            work.publish(manifest, replace=self.options.overwrite)
+            try:
+                work.publish(manifest, replace=self.options.overwrite)
+            except CannotWrite:
+                # Without a lock between nodes another process may have published just this run meanwhile.
+                found = results.existing(self.final, self.opened.manifest.digest, self.what, overwrite=False)
+                if found is None:
+                    raise
+                return _clustered(found, dashboard=runtime.dashboard, reused=True)
         return _clustered(results.open_run(self.final), dashboard=runtime.dashboard, reused=False)
 
     def _manifest(self, work: RunWork, runtime: Runtime) -> RunManifest:
@@ -353,15 +389,17 @@ def evaluate(run: str | Path, truth: str | Path) -> dict[str, dict[str, float]]:
 
     `truth` is a parquet file of split, sample_id, class; rows of a sample all have its class.
     """
-    opened = results.open_run(run)
+    opened, known = results.open_run(run), describing.read_truth(Path(truth))
     tables = {name: opened.labels(name) for name in opened.manifest.n_rows}
-    return describing.external({name: describing.classes_of(Path(truth), t) for name, t in tables.items()})
+    return describing.external({name: describing.classes_of(known, t) for name, t in tables.items()})
 
 
 def rewrite_report(run: str | Path, out: str | Path | None = None) -> Path:
     """Render the report of a published run again, to `out` (default: RUN-report.html beside the run)."""
     opened = results.open_run(run)
     target = opened.path.with_name(f"{opened.path.name}-report.html") if out is None else Path(out).expanduser()
+    if not target.absolute().parent.is_dir():
+        raise CannotWrite(f"{target}: {target.absolute().parent} is not a directory. Make it, or choose another name.")
     page = describing.page(opened.manifest, opened.metrics, opened.path)
     files.write_atomic(target.absolute(), report.render(page).encode())
     return target
@@ -378,13 +416,13 @@ def _fit_split(opened: Dataset, asked: str | None) -> str:
     return "train" if "train" in filled else "all" if "all" in filled else filled[0]
 
 
+def _check_apart(final: Path, given: Path) -> None:
+    if final.resolve().is_relative_to(given.resolve()):
+        raise UsageError(f"{final} lies in {given}, which is only read from. Choose another place.")
+
+
 def _sample_bytes(limits: Budget) -> int:
-    return min(starts.SAMPLE_BYTES, limits.working_bytes // 4)
-
-
-def _in_units(distances: dict[str, np.ndarray[Any, Any]], metric: str) -> dict[str, np.ndarray[Any, Any]]:
-    """Squared distances as people know them: euclidean distance, or 1 - cosine."""
-    return {name: d / 2 if metric == "cosine" else np.sqrt(d) for name, d in distances.items()}
+    return min(starts.SAMPLE_BYTES, limits.working_bytes // 8)  # k-means++ holds a centered copy
 
 
 def _watched(runtime: Runtime, stage: str, listener: Listener) -> Callable[..., Iterator[Any]]:

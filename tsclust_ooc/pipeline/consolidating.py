@@ -15,11 +15,11 @@ from tsclust_ooc.errors import BadInput, CannotWrite, UsageError
 from tsclust_ooc.plan import DEFAULT_CHUNK_BYTES, Options, Plan, make_plan
 from tsclust_ooc.progress import Listener, silent
 from tsclust_ooc.provenance import Meter
+from tsclust_ooc.reading import RowReader
 from tsclust_ooc.runtime import ClusterSpec, open_runtime
 from tsclust_ooc.shards.parsers import Parsers
 from tsclust_ooc.shards.schema import Problem
 from tsclust_ooc.shards.survey import Survey, survey
-from tsclust_ooc.source import RowReader
 from tsclust_ooc.staging import MODES, Stage
 from tsclust_ooc.units import format_count, parse_bytes, plural
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,12 @@ from tsclust_ooc.projection import principal_components
 from tsclust_ooc.results import Classes, Map, Metrics, Pass, RowRef, RunManifest, RunOptions, Score
 from tsclust_ooc.units import format_bytes, format_count, format_seconds
 
-_MAP_ROWS = 3000
+_MAP_ROWS, _MAP_BYTES = 3000, 32 * 2**20
 _NEAREST, _FARTHEST = 3, 3
+_MEAN_COSINE = "Mean cosine between a row and its center: 1 - inertia / (2 rows), as rows and centers have unit length."
+
+Known = dict[tuple[str, str], Any]
+"""Known classes: (split, sample_id) -> class."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class Described:
         inertias: dict[str, float],
         sampled: np.ndarray[Any, Any],
         sample: np.ndarray[Any, Any],
-        truth: Path | None,
+        truth: Known | None,
         notes: tuple[str, ...],
     ) -> Metrics:
         """Everything a report shows of a fit."""
@@ -59,11 +64,7 @@ class Described:
         classes = None
         if truth is not None:
             known = {name: classes_of(truth, self.table(name)) for name in self.labels}
-            named = external(known)
-            found += tuple(
-                Score(f"{name} ({split})", value, scores.EXTERNAL[name], "exact")
-                for split, values in named.items() for name, value in values.items()
-            )  # fmt: skip
+            found += _external_scores(external(known))
             classes = _contingency(known, self.what.k)
         return Metrics(
             inertia=fit.inertia, inertia_by_split=inertias, n_iter=fit.n_iter, converged=fit.converged,
@@ -105,7 +106,8 @@ class Described:
 
     def _map(self, sampled: np.ndarray[Any, Any], sample: np.ndarray[Any, Any]) -> Map:
         """Principal axes of at most a few thousand of the sampled rows."""
-        kept = np.unique(np.linspace(0, len(sampled) - 1, min(_MAP_ROWS, len(sampled))).astype(np.int64))
+        most = min(_MAP_ROWS, _MAP_BYTES // (8 * sample.shape[1]), len(sampled))
+        kept = np.unique(np.linspace(0, len(sampled) - 1, max(most, 1)).astype(np.int64))
         flat = principal_components(sample[kept])
         split = self.what.fit_split
         labels = self.labels[split][sampled[kept]]
@@ -125,18 +127,22 @@ def origin(split: Split, view: str, row: int) -> str:
     return f"It comes from shard {index['shard']}, sample {index['shard_row']}{variable}."
 
 
-def classes_of(truth: Path, labels: pa.Table) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """(class, label) of each row whose sample has a known class, as two arrays."""
+def read_truth(truth: Path) -> Known:
+    """The classes in a parquet file of split, sample_id, class; BadInput when it is none."""
     try:
         known = pq.read_table(truth.expanduser(), columns=["split", "sample_id", "class"])
     except (OSError, pa.ArrowInvalid, pa.ArrowKeyError, ValueError) as error:
         raise BadInput(f"{truth} is not a table of split, sample_id, class (parquet): {error}.") from error
-    lookup = dict(
-        zip(zip(*(known.column(c).to_pylist() for c in ("split", "sample_id")), strict=True),
-            known.column("class").to_pylist(), strict=True)
-    )  # fmt: skip
-    keys = zip(labels.column("split").to_pylist(), labels.column("sample_id").to_pylist(), strict=True)
-    found = [lookup.get(key) for key in keys]
+    return dict(zip(_keys(known), known.column("class").to_pylist(), strict=True))
+
+
+def _keys(table: pa.Table) -> Iterator[tuple[str, str]]:
+    return zip(*(table.column(name).to_pylist() for name in ("split", "sample_id")), strict=True)
+
+
+def classes_of(known: Known, labels: pa.Table) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """(class, label) of each row whose sample has a known class, as two arrays."""
+    found = [known.get(key) for key in _keys(labels)]
     have = np.array([c is not None for c in found], dtype=bool)
     names = np.array([str(c) for c in found if c is not None])
     return names, labels.column("label").to_numpy()[have]
@@ -233,13 +239,26 @@ def _points(found: Map | None, split: str) -> report.Points | None:
 
 def _fit_scores(fit: Fit, what: RunOptions) -> tuple[Score, ...]:
     n, k = len(fit.labels), what.k
+    if what.metric == "cosine":
+        # Centers of unit length are no means, so sums of squares do not part into within and between.
+        return (Score("mean cosine", 1.0 - fit.inertia / (2 * n), _MEAN_COSINE, "exact"),)
     explained = 1.0 - fit.inertia / fit.total_ss if fit.total_ss > 0 else 0.0
-    on = " of unit-length rows" if what.metric == "cosine" else ""
-    found = [Score("variance explained", explained, f"1 - inertia / total sum of squares{on}", "exact")]
+    found = [Score("variance explained", explained, "1 - inertia / total sum of squares", "exact")]
     if 1 < k < n and fit.inertia > 0:
         value = scores.calinski_harabasz(fit.total_ss, fit.inertia, n, k)
         found.append(Score("Calinski-Harabasz", value, scores.CALINSKI_HARABASZ, "exact"))
     return tuple(found)
+
+
+def _external_scores(named: dict[str, dict[str, float]]) -> tuple[Score, ...]:
+    """The adjusted Rand index of each split, and every score of all rows together."""
+    whole = list(named)[-1]
+    return tuple(
+        Score(f"{name} ({split})", value, scores.EXTERNAL[name], "exact")
+        for split, values in named.items()
+        for name, value in values.items()
+        if split == whole or name == "adjusted_rand"
+    )
 
 
 def _contingency(known: dict[str, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]], k: int) -> Classes:

@@ -15,11 +15,11 @@ from tsclust_ooc.dataset import Damage, Dataset, open_dataset
 from tsclust_ooc.dataset import verify as verify_dataset
 from tsclust_ooc.plan import Partition, Plan, make_plan
 from tsclust_ooc.progress import Listener, silent
+from tsclust_ooc.reading import RowReader
 from tsclust_ooc.runtime import ClusterSpec, open_runtime
 from tsclust_ooc.shards.parsers import Parsers
 from tsclust_ooc.shards.survey import survey
-from tsclust_ooc.source import RowReader
-from tsclust_ooc.staging import Stage
+from tsclust_ooc.staging import NO_STAGE
 from tsclust_ooc.units import plural
 
 Mapper = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
@@ -59,18 +59,17 @@ def _compare(opened: Dataset, source: Path, mapper: Mapper, listener: Listener) 
     with Parsers(budget.available_cores()) as parsers:
         found = survey(source, parsers, layout=schema.layout, key=schema.key, listener=listener)
         plan = make_plan(found, opened.manifest.options)
-        with Stage(Path(), "never", on_network=False) as stage:
-            reader = RowReader(plan, parsers, stage)
-            for name in dict.fromkeys([*opened, *(split.name for split in plan.splits)]):
-                differing = _compare_shards(opened, plan, name)
-                damage += differing
-                if differing:
-                    continue
-                ranges = [p for p in plan.partitions if p.split == name]
-                for p, rows in zip(ranges, mapper(_Comparison(opened, reader), ranges), strict=True):
-                    damage += rows
-                    n_compared += p.stop - p.start
-                    listener.advance("compare", n_compared, plan.n_rows)
+        reader = RowReader(plan, parsers, NO_STAGE)
+        for name in dict.fromkeys([*opened, *(split.name for split in plan.splits)]):
+            differing = _compare_shards(opened, plan, name)
+            damage += differing
+            if differing:
+                continue
+            ranges = [p for p in plan.partitions if p.split == name]
+            for p, rows in zip(ranges, mapper(_Comparison(opened, reader), ranges), strict=True):
+                damage += rows
+                n_compared += p.stop - p.start
+                listener.advance("compare", n_compared, plan.n_rows)
     return n_compared, damage
 
 

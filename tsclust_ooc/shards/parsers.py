@@ -98,7 +98,9 @@ class _Parser:
 
     def start(self) -> subprocess.Popen[bytes]:
         """The running child; a fresh one when there is none."""
-        if self._process is None or self._process.poll() is not None:
+        if self._process is not None and self._process.poll() is not None:
+            self.stop()
+        if self._process is None:
             self._pending = b""
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tsclust_ooc.shards.child"],

@@ -5,9 +5,10 @@ Invariant: all are frozen, and a Schema says everything about a sample that must
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -57,10 +58,10 @@ class Schema:
     item_shape: tuple[int, ...]
     dtype: str
 
-    @property
+    @cached_property
     def item_bytes(self) -> int:
         """Bytes of one sample."""
-        return int(np.prod(self.item_shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+        return math.prod(self.item_shape) * np.dtype(self.dtype).itemsize
 
     @property
     def dimension_names(self) -> tuple[str, ...]:
@@ -85,7 +86,7 @@ class Member:
     @property
     def n_bytes(self) -> int:
         """Bytes of the data, unpacked."""
-        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize if self.dtype else 0
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize if self.dtype else 0
 
 
 @dataclass(frozen=True)

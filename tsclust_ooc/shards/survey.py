@@ -20,6 +20,7 @@ from tsclust_ooc.shards import layouts
 from tsclust_ooc.shards.parsers import Parsers
 from tsclust_ooc.shards.schema import Problem, Schema, Shard, ShardError, Structure, natural_key, split_of
 from tsclust_ooc.shards.templates import Template, matchers
+from tsclust_ooc.units import plural
 
 SUFFIXES = (".h5", ".hdf5", ".he5")
 _MAX_TEMPLATES, _TRIES_A_SIZE = 16, 3
@@ -103,6 +104,8 @@ def survey(
     guess = layouts.guess(counts, layout, key)
     shards, found = _fit(guess.schema, entries, structures)
     problems += found
+    if not shards:
+        raise BadInput(_all_bad(source, problems))
     order = {"train": 0, "val": 1, "test": 2, "all": 3}
     shards.sort(key=lambda shard: order[shard.split])
     return Survey(
@@ -289,13 +292,15 @@ def _notes(shards: Sequence[Shard], counts: Counter[Structure]) -> tuple[str, ..
     notes = []
     empty = sum(shard.n_samples == 0 for shard in shards)
     if empty:
-        notes.append(f"{empty:,} shards hold no samples")
-    warned = {w: n for s, n in counts.items() for w in s.warnings}
-    notes += [f"{n:,} shards: {warning}" for warning, n in warned.items()]
+        notes.append(f"{plural(empty, 'shard')} without samples")
+    warned = Counter[str]()
+    for structure, n in counts.items():
+        warned.update(dict.fromkeys(structure.warnings, n))
+    notes += [f"{plural(n, 'shard')}: {warning}" for warning, n in warned.items()]
     splits = {shard.split for shard in shards}
     if "all" in splits and len(splits) > 1:
         n = sum(shard.split == "all" for shard in shards)
-        notes.append(f"{n:,} shards lie outside the split folders; they become split 'all'")
+        notes.append(f"{plural(n, 'shard')} outside the split folders, in split 'all'")
     return tuple(notes)
 
 

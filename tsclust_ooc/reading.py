@@ -1,0 +1,97 @@
+"""Rows out of shards: by template where one is proven, else by a parser process.
+
+Invariant: `RowReader.read` is the only way rows come out of shards; the lazy dask array of a source and the written
+dataset hold exactly what it gives.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+
+from tsclust_ooc.plan import Plan, Segment
+from tsclust_ooc.shards.parsers import Parsers
+from tsclust_ooc.shards.schema import DATASET_PER_ITEM, ITEM_PER_FILE, Problem, ShardError
+from tsclust_ooc.shards.templates import matchers
+from tsclust_ooc.staging import Stage
+
+
+@dataclass(frozen=True)
+class Ids:
+    """Where each row of a read came from: shard path, row inside the shard, sample_id; one list item a row."""
+
+    shards: list[str]
+    shard_rows: list[int]
+    sample_ids: list[str]
+
+    def extend(self, more: Ids) -> None:
+        """Append the rows of `more`."""
+        self.shards.extend(more.shards)
+        self.shard_rows.extend(more.shard_rows)
+        self.sample_ids.extend(more.sample_ids)
+
+
+class RowReader:
+    """Reads rows of a plan's splits out of their shards: by template where one is proven, else by a parser process.
+
+    Use it from many threads. It owns neither the parsers nor the stage.
+    """
+
+    def __init__(self, plan: Plan, parsers: Parsers, stage: Stage) -> None:
+        self.plan, self._parsers, self._stage = plan, parsers, stage
+        schema = plan.schema
+        usable = tuple(t for t in plan.templates if t.member == schema.key and t.dtype == schema.dtype)
+        self._matchers = matchers(usable)
+
+    def read(self, split: str, start: int, stop: int, out: np.ndarray) -> tuple[Ids, list[tuple[Segment, Problem]]]:
+        """Fill `out` ((stop - start, *item_shape), C-contiguous) with rows of a split.
+
+        Returns where each row came from, and the problem of each segment that could not be read (its rows in `out`
+        are then undefined).
+        """
+        ids, problems = Ids([], [], []), []
+        raw = out.data.cast("B") if out.size else memoryview(b"")
+        item = self.plan.schema.item_bytes
+        for segment in self.plan.segments(split, start, stop):
+            at, n = segment.row - start, segment.stop - segment.start
+            try:
+                names = self._read_segment(segment, raw[at * item : (at + n) * item])
+                _note(ids, segment, names, self.plan.schema.layout)
+            except ShardError as error:
+                problems.append((segment, Problem(segment.shard.path, error.problem.code, error.problem.detail)))
+            except OSError as error:
+                reason = error.strerror or str(error)
+                problems.append((segment, Problem(segment.shard.path, "unreadable", reason)))
+        return ids, problems
+
+    def _read_segment(self, segment: Segment, out: memoryview) -> list[str]:
+        shard = segment.shard
+        path = os.path.join(self.plan.source, shard.path)
+        stamp = (shard.size, shard.mtime_ns)
+        if self._stage.reads_directly(shard.size):
+            return self._read_file(path, segment, stamp, out)
+        with self._stage.local(path, stamp) as local:
+            return self._read_file(local, segment, stamp, out)
+
+    def _read_file(self, path: str, segment: Segment, stamp: tuple[int, int], out: memoryview) -> list[str]:
+        item = self.plan.schema.item_bytes
+        for matcher in self._matchers.get(stamp[0], ()):
+            fits = matcher.template.n_bytes == segment.shard.n_samples * item
+            if fits and matcher.read_into(path, stamp, out, segment.start * item):
+                return []
+        return self._parsers.read(path, stamp, self.plan.schema, segment.start, segment.stop, out)
+
+
+def _note(ids: Ids, segment: Segment, names: list[str], layout: str) -> None:
+    n = segment.stop - segment.start
+    stem = segment.shard.path.rpartition("/")[2].rpartition(".")[0]
+    ids.shards.extend([segment.shard.path] * n)
+    ids.shard_rows.extend(range(segment.start, segment.stop))
+    if layout == DATASET_PER_ITEM:
+        ids.sample_ids.extend(names)
+    elif layout == ITEM_PER_FILE:
+        ids.sample_ids.append(stem)
+    else:
+        ids.sample_ids.extend(f"{stem}:{row}" for row in range(segment.start, segment.stop))
