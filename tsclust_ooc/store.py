@@ -26,7 +26,7 @@ class DurableStore(LocalStore):
         super().__init__(root, read_only=read_only)
         self.written: dict[str, tuple[int, str]] = {}
 
-    async def _open(self, *, mode: Any = None) -> None:
+    async def _open(self, **_options: Any) -> None:
         # LocalStore would make the root.
         self._require_root()
         await super(LocalStore, self)._open()
