@@ -109,13 +109,15 @@ def reported_state(target, box):
 
 def sweep(place, target, prepare, words, first, step):
     """Reset the place, kill at n, look, run again, look; n = first, first + step, ... until the command completes."""
-    box, seen = place.with_name(f"{place.name}.state"), []
+    box, seen, prepared = place.with_name(f"{place.name}.state"), [], place.with_name(f"{place.name}.prepared")
     quiet = [*words, "--quiet"]
+    place.mkdir()
+    for before in prepare:
+        assert in_fork(lambda before=before: main([*before, "--quiet"])) == 0
+    place.rename(prepared)
     for n in itertools.count(first, step):
         shutil.rmtree(place, ignore_errors=True)
-        place.mkdir()
-        for before in prepare:
-            assert in_fork(lambda before=before: main([*before, "--quiet"])) == 0
+        shutil.copytree(prepared, place)
         old = reported_state(target, box)
         status = killed_at(n, str(place), quiet)
         after_kill = reported_state(target, box)

@@ -1,4 +1,4 @@
-"""What Python programs import: the names, how little importing them costs, and the example in the package's docstring."""
+"""What Python programs import: the names, how little that costs, and the example in the package's docstring."""
 
 import json
 import subprocess
@@ -24,7 +24,8 @@ def place(tmp_path_factory):
 
 
 def in_a_fresh_process(script, *words):
-    return subprocess.run([sys.executable, "-c", script, *map(str, words)], capture_output=True, text=True, check=True).stdout
+    command = [sys.executable, "-c", script, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def test_every_public_name_is_something_to_call_in_whatever_order_names_are_used():
@@ -66,7 +67,8 @@ def test_a_dataset_is_a_mapping_of_splits(place):
     dataset = open_dataset(place / "dataset")
     assert {name: split.n_samples for name, split in dataset.items()} == SIZES
     np.testing.assert_array_equal(dataset["val"].array[:], SAMPLES["val"])
-    np.testing.assert_array_equal(dataset["val"].view("mean").compute(), SAMPLES["val"].mean(axis=1, dtype="f8").astype("f4"))
+    means = SAMPLES["val"].mean(axis=1, dtype="f8").astype("f4")
+    np.testing.assert_array_equal(dataset["val"].view("mean").compute(), means)
     with pytest.raises(KeyError, match="no split 'nope'"):
         dataset["nope"]
     assert "train" in repr(dataset)

@@ -93,7 +93,7 @@ def test_plain_tools_open_a_dataset(tmp_path, publish):
         assert np.array_equal(zarr.open_group(store, mode="r")[f"{split}/embeddings"][:], samples)
         lazy = dask.array.from_zarr(str(store), component=f"{split}/embeddings")
         assert np.array_equal(lazy.compute(scheduler="synchronous"), samples)
-        opened = xarray.open_zarr(store, group=split, consolidated=False)
+        opened = xarray.open_zarr(store, group=split)
         assert opened["embeddings"].dims == ("sample", "variable", "feature")
         assert np.array_equal(opened["embeddings"].values, samples)
     index = pd.read_parquet(final / "index")

@@ -11,7 +11,7 @@ import zarr
 from sources import contents, values
 from zarr.storage import LocalStore, MemoryStore
 
-from tsclust_ooc.store import DurableStore, copy_durably, make_dirs
+from tsclust_ooc.store import DurableStore, consolidate_metadata, copy_durably, make_dirs
 
 
 def create(store, n=10):
@@ -90,3 +90,13 @@ def test_a_store_opened_to_read_refuses_to_write(tmp_path):
     array = zarr.open_array(DurableStore(tmp_path, read_only=True), path="train/embeddings", mode="r")
     with pytest.raises(ValueError, match="read-only"):
         array[:] = 1.0
+
+
+def test_metadata_gathered_at_the_root_is_found_by_zarr_without_a_warning(tmp_path):
+    store = MemoryStore()
+    zarr.open_group(store, mode="w")
+    create(store)
+    consolidate_metadata(store)
+    copy_durably(store, tmp_path, tmp_path / "data.zarr")
+    group = zarr.open_consolidated(tmp_path / "data.zarr")
+    assert group["train/embeddings"].shape == (10, 4)

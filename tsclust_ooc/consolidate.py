@@ -16,7 +16,6 @@ import contextlib
 import io
 import os
 import threading
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -51,7 +50,7 @@ from tsclust_ooc.errors import BadInput, CannotWrite, TryAgain
 from tsclust_ooc.plan import Partition, Plan
 from tsclust_ooc.reading import Ids, RowReader
 from tsclust_ooc.shards.schema import Problem, Shard
-from tsclust_ooc.store import DurableStore, copy_durably, make_dirs
+from tsclust_ooc.store import DurableStore, consolidate_metadata, copy_durably, make_dirs
 from tsclust_ooc.units import format_bytes, plural
 
 WORK_VERSION = 1
@@ -260,10 +259,9 @@ def _spent(work: Work) -> bool:
 
     A crash may leave both; sizes cannot tell the old chunks from the new, so none of them are taken for finished work.
     """
-    if not (work.root / "plan.json").exists():
-        return False
-    finished = (work.dataset / MANIFEST).exists()
-    return not work.dataset.is_dir() or (finished and published(work.final, work.plan) is not None)
+    gone = not work.dataset.is_dir()
+    swapped = (work.dataset / MANIFEST).exists() and published(work.final, work.plan) is not None
+    return (work.root / "plan.json").exists() and (gone or swapped)
 
 
 def _make_arrays(work: Work) -> None:
@@ -278,9 +276,7 @@ def _make_arrays(work: Work) -> None:
             chunks=(plan.chunk_rows[split.name], *schema.item_shape), dtype=schema.dtype, fill_value=float("nan"),
             dimension_names=schema.dimension_names, compressors=_codec(plan.options.codec),
         )  # fmt: skip
-    with warnings.catch_warnings():  # that the zarr specification does not have it yet; xarray asks for it, loudly
-        warnings.simplefilter("ignore")
-        zarr.consolidate_metadata(store, zarr_format=3)
+    consolidate_metadata(store)
     copy_durably(store, work.dataset, work.dataset / DATA)
 
 

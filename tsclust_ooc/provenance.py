@@ -66,11 +66,11 @@ class Meter:
     def __init__(self) -> None:
         self.seconds = 0.0
         self._peak = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="memory meter", daemon=True)
 
     def __enter__(self) -> Meter:
         self._started = time.perf_counter()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="memory meter", daemon=True)
         self._thread.start()
         return self
 

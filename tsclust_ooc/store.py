@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
+import zarr
 from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore, MemoryStore
 
@@ -68,6 +70,13 @@ def make_dirs(root: Path, folder: Path) -> None:
         return
     make_dirs(root, folder.parent)
     folder.mkdir(exist_ok=True)
+
+
+def consolidate_metadata(store: MemoryStore) -> None:
+    """Gather the metadata of all arrays at the root, where xarray looks for it."""
+    with warnings.catch_warnings():  # that the zarr specification does not have it yet
+        warnings.simplefilter("ignore")
+        zarr.consolidate_metadata(store, zarr_format=3)
 
 
 def copy_durably(store: MemoryStore, root: Path, folder: Path) -> None:

@@ -9,8 +9,9 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from tsclust_ooc.cli.console import Output, OutputOptions, expand, maybe, session
-from tsclust_ooc.pipeline.clustering import Clustered, ClusterOptions
+from tsclust_ooc.pipeline.clustering import Clustered
 from tsclust_ooc.pipeline.clustering import cluster as run_cluster
+from tsclust_ooc.pipeline.options import ClusterOptions
 from tsclust_ooc.units import format_bytes, format_count, format_seconds, plural
 
 
@@ -20,8 +21,8 @@ def cluster(
     /,
     *,
     k: Annotated[int, Parameter(name=["-k", "--clusters"])],
-    options: Annotated[ClusterOptions, Parameter(name="*")] = ClusterOptions(),  # noqa: B008 - frozen
-    output: Output = OutputOptions(),  # noqa: B008 - frozen
+    options: Annotated[ClusterOptions, Parameter(name="*")] = ClusterOptions(),
+    output: Output = OutputOptions(),
 ) -> None:
     """Cluster a dataset with k-means and publish the run: labels of every split, model, metrics, report.
 

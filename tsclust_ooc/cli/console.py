@@ -134,7 +134,7 @@ def _naming_files() -> Iterator[None]:
 
 def expand(path: str | Path) -> Path:
     """A path argument with ~ and $VARS expanded."""
-    return Path(os.path.expandvars(Path(path).expanduser()))
+    return Path(os.path.expandvars(os.path.expanduser(path)))  # a ~user nobody knows is left as it is
 
 
 def maybe(path: Path | None) -> Path | None:

@@ -20,8 +20,8 @@ def consolidate(
     dataset: Path,
     /,
     *,
-    options: Annotated[ConsolidateOptions, Parameter(name="*")] = ConsolidateOptions(),  # noqa: B008 - frozen
-    output: Output = OutputOptions(),  # noqa: B008 - frozen
+    options: Annotated[ConsolidateOptions, Parameter(name="*")] = ConsolidateOptions(),
+    output: Output = OutputOptions(),
 ) -> None:
     """Turn the shards of a source into one published dataset. Interrupted? The same command goes on.
 

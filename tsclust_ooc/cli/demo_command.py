@@ -15,7 +15,7 @@ def demo(
     *,
     samples: int = 1200,
     seed: int = 0,
-    output: Output = OutputOptions(),  # noqa: B008 - frozen
+    output: Output = OutputOptions(),
 ) -> None:
     """Write a labelled demo source: control-chart series embedded into small HDF5 shards, and truth.parquet.
 

@@ -13,7 +13,7 @@ def evaluate(
     /,
     *,
     truth: Path,
-    output: Output = OutputOptions(),  # noqa: B008 - frozen
+    output: Output = OutputOptions(),
 ) -> None:
     """Compare the labels of a run with known classes: adjusted Rand index and others, for each split.
 

@@ -21,8 +21,8 @@ def inspect(
     source: Path,
     /,
     *,
-    options: Annotated[InspectOptions, Parameter(name="*")] = InspectOptions(),  # noqa: B008 - frozen
-    output: Output = OutputOptions(),  # noqa: B008 - frozen
+    options: Annotated[InspectOptions, Parameter(name="*")] = InspectOptions(),
+    output: Output = OutputOptions(),
 ) -> None:
     """Survey every shard of a source and say what it holds. Changes nothing.
 

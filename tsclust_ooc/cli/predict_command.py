@@ -10,8 +10,8 @@ from cyclopts import Parameter
 
 from tsclust_ooc.cli.cluster_command import lines
 from tsclust_ooc.cli.console import Output, OutputOptions, expand, maybe, session
-from tsclust_ooc.pipeline.clustering import ComputeOptions
 from tsclust_ooc.pipeline.clustering import predict as run_predict
+from tsclust_ooc.pipeline.options import ComputeOptions
 
 
 def predict(
@@ -20,8 +20,8 @@ def predict(
     out: Path,
     /,
     *,
-    options: Annotated[ComputeOptions, Parameter(name="*")] = ComputeOptions(),  # noqa: B008 - frozen
-    output: Output = OutputOptions(),  # noqa: B008 - frozen
+    options: Annotated[ComputeOptions, Parameter(name="*")] = ComputeOptions(),
+    output: Output = OutputOptions(),
 ) -> None:
     """Label every row of a dataset by the centers of a published run.
 

@@ -13,7 +13,7 @@ def report(
     out: Path | None = None,
     /,
     *,
-    output: Output = OutputOptions(),  # noqa: B008 - frozen
+    output: Output = OutputOptions(),
 ) -> None:
     """Write the HTML report of a published run again (the run holds one already: RUN/report.html).
 

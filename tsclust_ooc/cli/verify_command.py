@@ -18,7 +18,7 @@ def verify(
     *,
     against: Path | None = None,
     workers: int | None = None,
-    output: Output = OutputOptions(),  # noqa: B008 - frozen
+    output: Output = OutputOptions(),
 ) -> None:
     """Check every byte of a dataset against its manifest; with --against, every sample against its shard.
 

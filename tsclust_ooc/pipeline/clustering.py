@@ -15,102 +15,23 @@ from tsclust_ooc.budget import Budget
 from tsclust_ooc.cluster import starts, stock
 from tsclust_ooc.cluster.fused import UnusableRows
 from tsclust_ooc.cluster.lloyd import Fit, PassInfo, assign, lloyd
-from tsclust_ooc.dataset import VIEWS, Dataset, DatasetRows, open_dataset
+from tsclust_ooc.dataset import Dataset, DatasetRows, open_dataset
 from tsclust_ooc.errors import BadInput, CannotWrite, UsageError
 from tsclust_ooc.passes import Tally, gather, thread_mapper
 from tsclust_ooc.pipeline import describing
+from tsclust_ooc.pipeline.options import ClusterOptions, ComputeOptions
 from tsclust_ooc.progress import Listener, silent
 from tsclust_ooc.provenance import Meter
 from tsclust_ooc.results import Metrics, Run, RunManifest, RunOptions, RunWork
 from tsclust_ooc.runtime import ClusterSpec, Runtime, open_runtime
 from tsclust_ooc.units import format_bytes, format_seconds
 
-ENGINES = ("lloyd", "dask-ml")
-METRICS = ("euclidean", "cosine")
 _LOCK_SECONDS = 0.5
 _ROWS_AT_ONCE = 1024
 _BLOCKS_A_WORKER = 4  # a block as read and as float32, its tile and products, and one waiting to be taken
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 """One array a split."""
-
-
-@dataclass(frozen=True)
-class ComputeOptions:
-    """Where the passes run.
-
-    Attributes
-    ----------
-    scheduler
-        'threads' (no open port), or 'local' (a dask cluster of processes here: TLS, loopback only, with a dashboard).
-    memory
-        Memory of the whole process tree, like 4GB. Default: half of what this job may use.
-    workers
-        Blocks computed side by side. Default: from cores and memory.
-    scratch
-        Directory on a disk of this node. Default: the first node-local one found.
-    overwrite
-        Replace the result that is already there, in one step, when the new one is complete.
-    """
-
-    scheduler: str = "threads"
-    memory: str | None = None
-    workers: int | None = None
-    scratch: Path | None = None
-    overwrite: bool = False
-
-
-@dataclass(frozen=True)
-class ClusterOptions(ComputeOptions):
-    """Options of cluster.
-
-    Attributes
-    ----------
-    view
-        How a sample becomes rows: 'flatten' (variable x feature columns), 'variable' (one row a variable), or 'mean'.
-    metric
-        'euclidean', or 'cosine' (spherical k-means: rows and centers of unit length).
-    engine
-        'lloyd' (one fused read of the data an iteration), or 'dask-ml' (the stock estimator, for comparison).
-    fit_split
-        Split the centers are fitted on; every split gets labels. Default: train if there is one, else the only one.
-    init
-        'auto' (k-means++ and Lloyd on a uniform sample, then full passes), 'k-means++', 'k-means||' or 'random'.
-    max_iter
-        Most updates of the centers.
-    tol
-        Stop when the centers move less than this, relative to the mean variance of the columns.
-    seed
-        The same dataset, options and seed give the same labels, whatever the workers.
-    truth
-        Parquet file of known classes (split, sample_id, class): scores against them go into the report.
-    """
-
-    view: str = "flatten"
-    metric: str = "euclidean"
-    engine: str = "lloyd"
-    fit_split: str | None = None
-    init: str = "auto"
-    max_iter: int = 300
-    tol: float = 1e-4
-    seed: int = 0
-    truth: Path | None = None
-
-    def __post_init__(self) -> None:
-        for name, value, known in (
-            ("view", self.view, VIEWS), ("metric", self.metric, METRICS), ("engine", self.engine, ENGINES),
-            ("init", self.init, starts.INITS),
-        ):  # fmt: skip
-            if value not in known:
-                raise UsageError(f"--{name} {value} is not known. Use one of: {', '.join(known)}.")
-        if self.engine == "dask-ml" and self.metric != "euclidean":
-            raise UsageError("--engine dask-ml knows the euclidean metric only. Use --engine lloyd.")
-        if self.max_iter < 1:
-            raise UsageError(f"--max-iter {self.max_iter} moves no center. Use 1 or more.")
-        if not 0 <= self.tol < np.inf:
-            raise UsageError(f"--tol {self.tol} is not a tolerance. Use 0 or more.")
-        if self.seed < 0:
-            raise UsageError(f"--seed {self.seed} is negative. Use 0 or more.")
 
 
 @dataclass(frozen=True)
@@ -247,9 +168,7 @@ class _Session:
             for name in self.rows:
                 with self._naming_rows(name):
                     labels[name], distances[name], inertias[name] = self._assign(runtime, name, centers)
-            described = describing.Described(
-                self.opened, self.what, self._in_units(distances, labels, centers), labels
-            )
+            described = describing.Described(self.opened, self.what, self._in_units(distances, labels, centers), labels)
             metrics = described.predicted(inertias, tuple(self.notes))
             return self._publish(described, metrics, None, runtime)
 
