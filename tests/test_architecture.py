@@ -39,7 +39,8 @@ HOUSE = {
     "reading": ("data", 5),
     "dataset": ("data", 5),
     "source": ("data", 6),
-    "consolidate": ("data", 6),
+    "work": ("data", 6),
+    "consolidate": ("data", 7),
     "passes": ("compute", 3),
     "cluster": ("compute", 5),
     "encoders": ("compute", 5),
@@ -48,10 +49,10 @@ HOUSE = {
     "runtime": ("edge", 3),
     "results": ("edge", 5),
     "report": ("edge", 6),
-    "demo": ("top", 7),
-    "pipeline": ("top", 8),
-    "cli": ("top", 9),
-    "__main__": ("top", 10),
+    "demo": ("top", 8),
+    "pipeline": ("top", 9),
+    "cli": ("top", 10),
+    "__main__": ("top", 11),
 }
 APART = {"data": "compute", "compute": "data"}
 VAGUE_NAMES = {"util", "utils", "helper", "helpers", "common", "core", "misc", "types"}

@@ -30,6 +30,7 @@ from sources import (
 
 from tsclust_ooc import consolidate as steps
 from tsclust_ooc import files
+from tsclust_ooc import work as work_dir
 from tsclust_ooc.dataset import open_dataset, verify
 from tsclust_ooc.errors import BadInput, CannotWrite, TryAgain
 from tsclust_ooc.plan import Options, make_plan
@@ -73,7 +74,7 @@ def publish(plan_of, write):
 
     def make(source: Path, final: Path, *, replace: bool = False, order=list, **options):
         work = steps.init(final, *plan_of(source, **options))
-        for partition in order(steps.pending(work)):
+        for partition in order(work_dir.pending(work)):
             assert write(work, partition).bad == ()
         steps.finalize(work, replace_existing=replace)
         return final
@@ -189,16 +190,16 @@ def test_each_step_may_run_in_a_process_of_its_own(tmp_path, plan_of, write, pub
     final = tmp_path / "ds"
     n = len(steps.init(final, *plan_of(tmp_path / "source")).plan.partitions)
     for i in random.Random(1).sample(range(n), n):
-        work = steps.open_work(final)
+        work = work_dir.open_work(final)
         write(work, work.plan.partitions[i])
-    steps.finalize(steps.open_work(final), replace_existing=False)
+    steps.finalize(work_dir.open_work(final), replace_existing=False)
     assert data_of(final) == wanted
     assert work_folders(final) == []
 
 
 def test_without_init_there_is_no_work_to_open(tmp_path):
     with pytest.raises(BadInput, match="--init"):
-        steps.open_work(tmp_path / "ds")
+        work_dir.open_work(tmp_path / "ds")
 
 
 def test_every_step_may_run_twice(tmp_path, plan_of, write, publish):
@@ -219,7 +220,7 @@ def test_every_step_may_run_twice(tmp_path, plan_of, write, publish):
     manifest = steps.finalize(work, replace_existing=False)
     assert steps.finalize(work, replace_existing=False) == manifest
     assert data_of(final) == wanted
-    with pytest.raises(steps.Superseded):
+    with pytest.raises(work_dir.Superseded):
         write(work, work.plan.partitions[0])
 
 
@@ -232,7 +233,7 @@ def test_an_init_that_comes_late_takes_nothing_away(tmp_path, plan_of, write):
     (work.root / "plan.json").unlink()  # as the slower one saw it
     steps.init(tmp_path / "ds", *plan_of(tmp_path / "source"))
     assert contents(work.dataset) == written
-    assert work.plan.partitions[0] not in steps.pending(work)
+    assert work.plan.partitions[0] not in work_dir.pending(work)
 
 
 def test_finalize_names_the_partitions_that_are_missing_and_publishes_nothing(tmp_path, plan_of, write):
@@ -257,8 +258,8 @@ def test_resuming_does_only_what_is_missing(tmp_path, plan_of, write):
         write(work, partition)
     stamps = {p: (p.stat().st_ino, p.stat().st_mtime_ns) for p in work.dataset.rglob("*") if p.is_file()}
     resumed = steps.init(tmp_path / "ds", *plan_of(tmp_path / "source"))
-    assert [p.index for p in steps.pending(resumed)] == [3, 4, 5, 6]
-    for partition in steps.pending(resumed):
+    assert [p.index for p in work_dir.pending(resumed)] == [3, 4, 5, 6]
+    for partition in work_dir.pending(resumed):
         write(resumed, partition)
     assert {p: (p.stat().st_ino, p.stat().st_mtime_ns) for p in stamps} == stamps
 
@@ -278,7 +279,7 @@ def test_a_partition_counts_only_with_its_receipt_and_all_its_files(tmp_path, pl
         work.receipt(1).unlink()
     else:
         work.receipt(1).write_text("{")
-    assert [p.index for p in steps.pending(work)] == [1]
+    assert [p.index for p in work_dir.pending(work)] == [1]
 
 
 def test_what_killed_writers_left_is_not_published(tmp_path, plan_of, write):
@@ -300,7 +301,7 @@ def test_two_plans_never_share_a_directory(tmp_path, plan_of):
     roots = {steps.init(tmp_path / "ds", *plan).root for plan in plans}
     assert len(roots) == 3
     with pytest.raises(BadInput, match="3 initialized consolidations found"):
-        steps.open_work(tmp_path / "ds")
+        work_dir.open_work(tmp_path / "ds")
 
 
 def test_the_work_of_a_dataset_with_a_longer_name_is_left_alone(tmp_path, plan_of, publish):
@@ -325,10 +326,10 @@ def test_good_partitions_are_adopted_by_links_when_a_shard_was_mended(tmp_path, 
     os.utime(source / "100.h5", ns=(5, 5))
     mended = steps.init(tmp_path / "ds", *plan_of(source))
     assert mended.root != work.root
-    assert [(p.start, p.stop) for p in steps.pending(mended)] == [(84, 126)]
+    assert [(p.start, p.stop) for p in work_dir.pending(mended)] == [(84, 126)]
     after = inodes(mended.dataset)
     assert after == {name: inode for name, inode in before.items() if name.split("/")[-3] not in "45"}
-    for partition in steps.pending(mended):
+    for partition in work_dir.pending(mended):
         write(mended, partition)
     steps.finalize(mended, replace_existing=False)
     stored = zarr.open_array(tmp_path / "ds/data.zarr/all/embeddings", mode="r")[:]
@@ -350,7 +351,7 @@ def test_where_links_are_not_possible_partitions_are_written_again(tmp_path, pla
 
     monkeypatch.setattr(os, "link", refuse)
     other = steps.init(tmp_path / "ds", *plan_of(source))
-    assert len(steps.pending(other)) == len(other.plan.partitions)
+    assert len(work_dir.pending(other)) == len(other.plan.partitions)
 
 
 def test_the_work_knows_the_bad_shards_of_the_latest_survey(tmp_path, plan_of, write):
@@ -362,7 +363,7 @@ def test_the_work_knows_the_bad_shards_of_the_latest_survey(tmp_path, plan_of, w
     (source / "90.h5").unlink()
     (source / "91.h5").write_bytes(b"text, not HDF5")
     work = steps.init(tmp_path / "ds", *plan_of(source))
-    for partition in steps.pending(work):
+    for partition in work_dir.pending(work):
         write(work, partition)
     manifest = steps.finalize(work, replace_existing=False)
     rejected = json.loads((tmp_path / "ds/rejected.json").read_text())["rejected"]
@@ -377,8 +378,8 @@ def test_bad_data_give_no_receipt_and_are_remembered_until_the_file_changes(tmp_
     work = steps.init(tmp_path / "ds", *plan_of(source))
     bad = [b for p in work.plan.partitions for b in write(work, p).bad]
     assert [(b.problem.path, b.problem.code) for b in bad] == [("50.h5", "checksum")]
-    assert [p.index for p in steps.pending(work)] == [1]
-    known = steps.known_bad(tmp_path / "ds")
+    assert [p.index for p in work_dir.pending(work)] == [1]
+    known = work_dir.known_bad(tmp_path / "ds")
     stamp = (source / "50.h5").stat()
     assert known("50.h5", stamp.st_size, stamp.st_mtime_ns).code == "checksum"
     assert known("50.h5", stamp.st_size, stamp.st_mtime_ns + 1) is None
@@ -460,7 +461,7 @@ def test_a_crash_after_the_rename_is_finished_by_the_same_steps(tmp_path, publis
     with killed(monkeypatch, steps, "sweep", after=False):
         publish(source, final)
     assert work_folders(final) != []
-    work = steps.open_work(final)
+    work = work_dir.open_work(final)
     steps.finalize(work, replace_existing=False)
     assert work_folders(final) == []
     assert verify(open_dataset(final)) == []
@@ -470,7 +471,7 @@ def test_work_that_was_taken_away_is_superseded(tmp_path, plan_of, write):
     item_per_file(tmp_path / "source", 50)
     work = steps.init(tmp_path / "ds", *plan_of(tmp_path / "source"))
     steps.sweep(tmp_path / "ds")
-    with pytest.raises(steps.Superseded):
+    with pytest.raises(work_dir.Superseded):
         write(work, work.plan.partitions[0])
     assert not work.root.exists()
     with pytest.raises(TryAgain, match="Run the same command again"):

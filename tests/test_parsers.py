@@ -54,9 +54,7 @@ def test_a_template_comes_only_when_it_is_asked_for(parsers, shard):
     assert template.shape == ITEM
 
 
-@pytest.mark.parametrize(
-    ("data", "code"), [(b"", "empty-file"), (b"0.1,0.2\n" * 99, "not-hdf5"), (None, "unreadable")]
-)
+@pytest.mark.parametrize(("data", "code"), [(b"", "empty-file"), (b"0.1,0.2\n" * 99, "not-hdf5"), (None, "unreadable")])
 def test_a_problem_is_an_answer_and_the_parser_lives_on(parsers, shard, tmp_path, data, code):
     parsers.warm_up()
     before = children()

@@ -1,19 +1,12 @@
 """Shards into a published dataset: init, write_partition, finalize.
 
-Invariant: work lies in one directory beside the final name, named after its plan, so that two commands with different
-plans never share a file, and two with the same plan only ever write the same bytes. A partition is done when its
-receipt says so; a receipt is written after its data are durable and counts only for the inputs it names. The dataset
-appears by one rename of a directory that holds everything, its manifest last.
-
-    .NAME.PLAN.wip/plan.json      the plan; written last by init          dataset/   what will be published
-                   shards.parquet its shards, in row order                receipts/  I.json, one a partition
-                   rejected.json  shards the survey left out              problems/  I.json, bad shards met
+Invariant: a receipt is written after its data are durable, and the dataset appears by one rename of a directory that
+holds everything, its manifest last. Any number of processes may do the same at once; at worst work is done twice.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -23,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import zarr
 from zarr.codecs import BloscCodec, ZstdCodec
 from zarr.storage import MemoryStore
@@ -49,61 +40,26 @@ from tsclust_ooc.dataset import (
 from tsclust_ooc.errors import BadInput, CannotWrite, TryAgain
 from tsclust_ooc.plan import Partition, Plan
 from tsclust_ooc.reading import Ids, RowReader
-from tsclust_ooc.shards.schema import Problem, Shard
+from tsclust_ooc.shards.schema import Problem
 from tsclust_ooc.store import DurableStore, consolidate_metadata, copy_durably, make_dirs
 from tsclust_ooc.units import format_bytes, plural
-
-WORK_VERSION = 1
-PASSING = ("unreadable", "unstable", "timeout")
-"""Codes of problems that the next run may not meet: the disk, the network or a writer did them, not the content."""
+from tsclust_ooc.work import (
+    WORK_VERSION,
+    BadShard,
+    Receipt,
+    Superseded,
+    Work,
+    load_plan,
+    parquet_bytes,
+    pending,
+    receipt_of,
+    record_bad,
+    save_plan,
+    whole,
+    work_root,
+)
 
 Mapper = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
-
-
-@dataclass(frozen=True)
-class Work:
-    """An initialized consolidation: where its files lie, and its plan."""
-
-    final: Path
-    root: Path
-    plan: Plan
-
-    @property
-    def dataset(self) -> Path:
-        """The directory that will become the dataset."""
-        return self.root / "dataset"
-
-    def receipt(self, index: int) -> Path:
-        """The receipt of a partition."""
-        return self.root / "receipts" / f"{index}.json"
-
-    def problem(self, index: int) -> Path:
-        """The shards of a partition that could not be read."""
-        return self.root / "problems" / f"{index}.json"
-
-
-@dataclass(frozen=True)
-class Receipt:
-    """A partition is written: the digest of its inputs, and the files it made."""
-
-    inputs: str
-    files: dict[str, FileEntry]
-
-
-@dataclass(frozen=True)
-class BadShard:
-    """A shard whose data turned out to be bad, with the stamp it had."""
-
-    size: int
-    mtime_ns: int
-    problem: Problem
-
-
-@dataclass(frozen=True)
-class BadShards:
-    """What is in a file of `problems/`."""
-
-    shards: tuple[BadShard, ...]
 
 
 @dataclass(frozen=True)
@@ -112,26 +68,6 @@ class Done:
 
     partition: Partition
     bad: tuple[BadShard, ...]
-
-
-class Superseded(Exception):
-    """The work directory went away under us: another process published or replaced this work."""
-
-
-def work_root(final: Path, plan: Plan) -> Path:
-    """Where the work for `plan` lies: beside the final name, on the same filesystem."""
-    return final.with_name(f".{final.name}.{plan.digest[:12]}.wip")
-
-
-def known_bad(final: Path) -> Callable[[str, int, int], Problem | None]:
-    """What earlier reads of the data found, as the `known_bad` of a survey: by path and stamp."""
-    found: dict[tuple[str, int, int], Problem] = {}
-    for root in work_folders(final):
-        for path in sorted((root / "problems").glob("*.json")):
-            with contextlib.suppress(BadInput, FileNotFoundError):
-                for bad in records.load(path, BadShards, WORK_VERSION).shards:
-                    found[bad.problem.path, bad.size, bad.mtime_ns] = bad.problem
-    return lambda path, size, mtime_ns: found.get((path, size, mtime_ns))
 
 
 def init(final: Path, plan: Plan, problems: Sequence[Problem]) -> Work:
@@ -145,7 +81,7 @@ def init(final: Path, plan: Plan, problems: Sequence[Problem]) -> Work:
     if (work.root / "plan.json").exists():
         # The plan is that of the good shards alone: which bad ones are left out may be known better by now.
         records.save(work.root / REJECTED, Rejected(tuple(problems)), MANIFEST_VERSION)
-        return replace(work, plan=_load_plan(work.root))
+        return replace(work, plan=load_plan(work.root))
     with files.naming_the_place(final):
         final.parent.mkdir(parents=True, exist_ok=True)
         _check_space(final, plan)
@@ -153,26 +89,9 @@ def init(final: Path, plan: Plan, problems: Sequence[Problem]) -> Work:
             folder.mkdir(exist_ok=True)
     _make_arrays(work)
     _adopt(work)
-    files.write_atomic(work.root / "shards.parquet", _shard_table(plan.shards))
     records.save(work.root / REJECTED, Rejected(tuple(problems)), MANIFEST_VERSION)
-    records.save(work.root / "plan.json", plan, WORK_VERSION)
+    save_plan(work)
     return work
-
-
-def open_work(final: Path, root: Path | None = None) -> Work:
-    """The initialized work for `final` (job arrays: in another process than `init`).
-
-    Raises BadInput when there is none, or several and `root` does not say which.
-    """
-    roots = [r for r in work_folders(final) if (r / "plan.json").exists()] if root is None else [root]
-    if len(roots) != 1:
-        raise BadInput(f"{final}: {plural(len(roots), 'initialized consolidation')} found, wanted one. Run --init.")
-    return Work(final, roots[0], _load_plan(roots[0]))
-
-
-def pending(work: Work) -> list[Partition]:
-    """Partitions without a receipt for their inputs."""
-    return [p for p in work.plan.partitions if _receipt(work, p) is None]
 
 
 def write_partition(work: Work, reader: RowReader, partition: Partition) -> Done:
@@ -301,7 +220,7 @@ def _adopt(work: Work) -> None:
                     receipts[receipt.inputs] = (root / "dataset", receipt)
     for partition in work.plan.partitions if receipts else ():
         inputs = work.plan.inputs_digest(partition)
-        if inputs in receipts and _receipt(work, partition) is None:
+        if inputs in receipts and receipt_of(work, partition) is None:
             origin, receipt = receipts[inputs]
             with contextlib.suppress(OSError):
                 for name in receipt.files:
@@ -309,23 +228,8 @@ def _adopt(work: Work) -> None:
                     with contextlib.suppress(FileExistsError):
                         os.link(origin / name, work.dataset / name)
                     files.fsync_dir((work.dataset / name).parent)
-                if _whole(work, receipt):
+                if whole(work, receipt):
                     records.save(work.receipt(partition.index), receipt, WORK_VERSION)
-
-
-def _whole(work: Work, receipt: Receipt) -> bool:
-    return all((work.dataset / name).stat().st_size == entry.n_bytes for name, entry in receipt.files.items())
-
-
-def _receipt(work: Work, partition: Partition) -> Receipt | None:
-    """The receipt of a partition, if it is for the plan's inputs and its files are all there with their sizes."""
-    try:
-        receipt = records.load(work.receipt(partition.index), Receipt, WORK_VERSION)
-        if receipt.inputs == work.plan.inputs_digest(partition) and _whole(work, receipt):
-            return receipt
-    except (FileNotFoundError, BadInput):
-        pass
-    return None
 
 
 _buffers = threading.local()
@@ -355,7 +259,7 @@ def _write_partition(work: Work, reader: RowReader, partition: Partition) -> Don
             array[start:stop] = rows
             ids.extend(found)
     if bad:
-        _record_bad(work, partition, bad)
+        record_bad(work, partition, bad)
         return Done(partition, tuple(bad))
     entries = {f"{DATA}/{key}": FileEntry(*entry) for key, entry in store.written.items()}
     entries.update(_write_index(work, partition, ids))
@@ -363,46 +267,18 @@ def _write_partition(work: Work, reader: RowReader, partition: Partition) -> Don
     return Done(partition, ())
 
 
-def _record_bad(work: Work, partition: Partition, bad: Sequence[BadShard]) -> None:
-    """Remember shards whose content is bad; what the disk or a changing file did may be gone next time."""
-    lasting = tuple(b for b in bad if b.problem.code not in PASSING)
-    if lasting:
-        records.save(work.problem(partition.index), BadShards(lasting), WORK_VERSION)
-
-
 def _write_index(work: Work, partition: Partition, ids: Ids) -> dict[str, FileEntry]:
     table = index_table(partition.split, partition.start, ids.shards, ids.shard_rows, ids.sample_ids)
     first = next(p.index for p in work.plan.partitions if p.split == partition.split)
     name = f"{INDEX}/{partition.split}-{partition.index - first:05d}.parquet"
-    data = _parquet(table)
+    data = parquet_bytes(table)
     files.write_atomic(work.dataset / name, data)
     return {name: FileEntry(len(data), files.checksum_bytes(data))}
 
 
-def _parquet(table: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer)
-    return buffer.getvalue()
-
-
-def _shard_table(shards: Sequence[Shard]) -> bytes:
-    return _parquet(pa.table({
-        "path": [records.path_to_text(s.path) for s in shards], "split": [s.split for s in shards],
-        "size": [s.size for s in shards], "mtime_ns": [s.mtime_ns for s in shards],
-        "n_samples": [s.n_samples for s in shards],
-    }))  # fmt: skip
-
-
-def _load_plan(root: Path) -> Plan:
-    plan = records.load(root / "plan.json", Plan, WORK_VERSION)
-    columns = pq.read_table(root / "shards.parquet").to_pydict()
-    paths = [records.text_to_path(path) for path in columns.pop("path")]
-    return replace(plan, shards=tuple(map(Shard, paths, *columns.values())))
-
-
 def _complete(work: Work, seconds: float) -> Manifest:
     """Check that everything is there, sweep what is not ours, and write the manifest into the work's dataset."""
-    receipts = [(p, _receipt(work, p)) for p in work.plan.partitions]
+    receipts = [(p, receipt_of(work, p)) for p in work.plan.partitions]
     missing = [p.index for p, receipt in receipts if receipt is None]
     if missing:
         shown = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")

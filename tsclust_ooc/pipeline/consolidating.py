@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tsclust_ooc import budget, locks, scratch
 from tsclust_ooc import consolidate as work_on
+from tsclust_ooc import work as work_dir
 from tsclust_ooc.budget import Budget
 from tsclust_ooc.dataset import Manifest, read_manifest, read_rejected
 from tsclust_ooc.errors import BadInput, CannotWrite, UsageError
@@ -195,7 +196,7 @@ class _Session:
                     return self._result(manifest, reused=True)
                 _check_free(self.final)
             bad = self._write(plan, found.problems)
-            lasting = not any(b.problem.code in work_on.PASSING for b in bad)
+            lasting = not any(b.problem.code in work_dir.PASSING for b in bad)
             if bad and self.options.on_bad == "skip" and lasting:
                 self.listener.say(f"{plural(len(bad), 'shard')} found bad while reading; planning again without them")
                 continue
@@ -207,12 +208,12 @@ class _Session:
     def _fails(self, problems: Sequence[Problem]) -> bool:
         return bool(problems) and self.options.on_bad == "fail"
 
-    def _write(self, plan: Plan, problems: Sequence[Problem]) -> list[work_on.BadShard]:
+    def _write(self, plan: Plan, problems: Sequence[Problem]) -> list[work_dir.BadShard]:
         n_workers = _workers(plan, self.options, self.limits)
         self.work = work_on.init(self.final, plan, problems)
         reader = RowReader(self.work.plan, self.parsers, self.stage)
         total = sum(split.n_shards for split in plan.splits)
-        done_rows = plan.n_rows - sum(p.stop - p.start for p in work_on.pending(self.work))
+        done_rows = plan.n_rows - sum(p.stop - p.start for p in work_dir.pending(self.work))
 
         def on_done(done: work_on.Done) -> None:
             nonlocal done_rows
@@ -223,7 +224,7 @@ class _Session:
         try:
             with open_runtime(spec, self.listener) as runtime:
                 return work_on.run(self.work, reader, runtime.mapper, on_done)
-        except work_on.Superseded:
+        except work_dir.Superseded:
             work_on.join_or_fail(self.final, plan)
             return []
 
@@ -232,7 +233,7 @@ class _Session:
             manifest = work_on.finalize(
                 self.work, replace_existing=self.options.overwrite, seconds=round(self.meter.elapsed(), 3)
             )
-        except work_on.Superseded:
+        except work_dir.Superseded:
             return self._result(work_on.join_or_fail(self.final, plan), reused=True)
         return self._result(manifest, reused=False)
 
@@ -251,7 +252,7 @@ class _Session:
 def _survey(given: Path, final: Path, parsers: Parsers, options: ConsolidateOptions, listener: Listener) -> Survey:
     parsers.warm_up()
     return survey(
-        given, parsers, layout=options.layout, key=options.key, known_bad=work_on.known_bad(final), listener=listener
+        given, parsers, layout=options.layout, key=options.key, known_bad=work_dir.known_bad(final), listener=listener
     )
 
 
