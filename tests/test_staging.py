@@ -47,13 +47,13 @@ def fetch(stage: Stage, shard: Path) -> bytes:
 
 
 def left(folder: Path) -> set[str]:
-    """What a stage left behind, but for the lock files that all shards share."""
-    return {p.name for p in folder.iterdir() if p.suffix not in (".lock", ".holder")} if folder.is_dir() else set()
+    """Files that a stage left behind, but for the lock files that all shards share."""
+    return {p.name for p in folder.rglob("*") if p.is_file() and p.suffix not in (".lock", ".holder")}
 
 
 def damage(folder: Path) -> None:
     """Flip a byte of the staged copy and keep its size and times."""
-    (copy,) = folder.glob("*.shard")
+    (copy,) = folder.rglob("*.shard")
     stamp = copy.stat()
     data = bytearray(copy.read_bytes())
     data[5000] ^= 1
@@ -105,7 +105,7 @@ def test_another_process_reuses_a_copy_and_the_last_one_removes_it(shard, folder
     fetch(first, shard)
     with FORK.Pool(1) as pool:
         assert pool.apply(_in_another_process, (folder, shard)) == (0, 1, shard.read_bytes())
-    assert list(folder.glob("*.shard"))  # ours is still leased
+    assert list(folder.rglob("*.shard"))  # ours is still leased
     first.close()
     assert left(folder) == set()
 
@@ -212,7 +212,7 @@ def test_a_crashed_copy_is_never_reused_and_its_pieces_are_swept(shard, folder, 
 
 def test_a_copy_without_a_digest_is_made_again(shard, folder):
     die_holding(folder, shard)
-    next(folder.glob("*.digest")).unlink()
+    next(folder.rglob("*.digest")).unlink()
     with always(folder) as stage:
         fetch(stage, shard)
         assert stage.copied == 1
@@ -225,7 +225,7 @@ def test_a_live_process_keeps_its_copy_when_others_close(shard, folder):
     assert ready.wait(30)
     with always(folder) as stage:
         fetch(stage, shard)
-    assert len(list(folder.glob("*.shard"))) == 1
+    assert len(list(folder.rglob("*.shard"))) == 1
     done.set()
     keeper.join()
     assert keeper.exitcode == 0
@@ -265,7 +265,7 @@ def test_a_source_that_changes_while_it_is_copied_is_unstable(shard, folder, mon
         with pytest.raises(ShardError) as caught, stage.local(str(shard), stamp):
             pass
         assert caught.value.problem.code == "unstable"
-        assert not list(folder.glob("*.shard"))
+        assert not list(folder.rglob("*.shard"))
     assert left(folder) == set()
 
 
@@ -277,7 +277,7 @@ def test_idle_copies_make_room_and_those_in_use_stay(shard, folder, monkeypatch)
     room = 300_000
 
     def free(path):
-        return room - sum(p.stat().st_size for p in folder.glob("*.shard"))
+        return room - sum(p.stat().st_size for p in folder.rglob("*.shard"))
 
     monkeypatch.setattr(files, "free_bytes", free)
     with always(folder) as stage:
@@ -285,7 +285,7 @@ def test_idle_copies_make_room_and_those_in_use_stay(shard, folder, monkeypatch)
         with stage.local(str(other), stamp_of(other)) as path:
             assert fetch(stage, third) == third.read_bytes()
             assert Path(path).read_bytes() == other.read_bytes()
-            assert len(list(folder.glob("*.shard"))) == 2  # the first was idle
+            assert len(list(folder.rglob("*.shard"))) == 2  # the first was idle
         assert fetch(stage, shard) == shard.read_bytes()
         assert stage.copied == 4
 

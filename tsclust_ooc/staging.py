@@ -90,12 +90,13 @@ class Stage:
         self._mine.clear()
         self._whole.clear()
         # Also what has no copy: the lease and the partial file of a process that died while it copied.
-        names = {path.name.lstrip(".").partition(".")[0] for path in self.folder.iterdir()}
+        names = {path.name.lstrip(".").partition(".")[0] for path in self.folder.glob("??/*")}
         for key in filter(_KEY.fullmatch, names):
             self._give_up(key, wait_seconds=_LOCK_WAIT_SECONDS)
 
     def _fetch(self, key: str, path: str, stamp: tuple[int, int]) -> Path:
         self.folder.mkdir(mode=0o700, exist_ok=True)
+        self._place(key).mkdir(mode=0o700, exist_ok=True)
         with locks.hold(self._lock(key), wait_seconds=_LOCK_WAIT_SECONDS, busy=f"{path} is being staged"):
             self._lease(key).touch()
             if self._usable(key, stamp):
@@ -164,26 +165,30 @@ class Stage:
                 if key in self._mine:  # another thread took it up meanwhile
                     return
             self._lease(key).unlink(missing_ok=True)
-            leases = list(self.folder.glob(f"{key}.*.lease"))
+            leases = list(self._place(key).glob(f"{key}.*.lease"))
             for lease in [lease for lease in leases if _dead(lease)]:
                 lease.unlink(missing_ok=True)
                 leases.remove(lease)
             if not leases:
-                for path in (self._digest(key), self._path(key), *self.folder.glob(f".{key}.*.partial")):
+                for path in (self._digest(key), self._path(key), *self._place(key).glob(f".{key}.*.partial")):
                     path.unlink(missing_ok=True)
 
     def _lock(self, key: str) -> Path:
         # 256 lock files for all shards: a lock file cannot be removed safely, so there must not be one a shard.
         return self.folder / f"{key[:2]}.lock"
 
+    def _place(self, key: str) -> Path:
+        # Looking for the leases of one shard must not list those of all.
+        return self.folder / key[:2]
+
     def _path(self, key: str) -> Path:
-        return self.folder / f"{key}.shard"
+        return self._place(key) / f"{key}.shard"
 
     def _digest(self, key: str) -> Path:
-        return self.folder / f"{key}.digest"
+        return self._place(key) / f"{key}.digest"
 
     def _lease(self, key: str) -> Path:
-        return self.folder / f"{key}.{socket.gethostname()}.{os.getpid()}.lease"
+        return self._place(key) / f"{key}.{socket.gethostname()}.{os.getpid()}.lease"
 
 
 NO_STAGE = Stage(Path("no-stage"), "never", on_network=False)
