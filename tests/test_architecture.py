@@ -29,6 +29,7 @@ HOUSE = {
     "files": ("ground", 1),
     "scratch": ("ground", 1),
     "provenance": ("ground", 1),
+    "columns": ("ground", 1),
     "budget": ("ground", 2),
     "records": ("ground", 2),
     "locks": ("ground", 2),

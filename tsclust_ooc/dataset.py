@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zarr
 
-from tsclust_ooc import extras, files, records
+from tsclust_ooc import columns, extras, files, records
 from tsclust_ooc.errors import BadInput, TryAgain, UsageError
 from tsclust_ooc.plan import Options
 from tsclust_ooc.progress import Listener, silent
@@ -239,11 +239,13 @@ def index_table(
     split: str, start: int, shards: Sequence[str], shard_rows: Sequence[int], sample_ids: Sequence[str]
 ) -> pa.Table:
     """The index of consecutive rows of a split, from row `start` on; names that are not UTF-8 become 'base64:...'."""
-    columns = [
-        [split] * len(shards), range(start, start + len(shards)), list(map(records.path_to_text, shards)), shard_rows,
-        list(map(records.path_to_text, sample_ids)),
+    n = len(shards)
+    filled = [
+        columns.same_text(split, n), columns.numbers(range(start, start + n)),
+        columns.text(list(map(records.path_to_text, shards))), columns.numbers(shard_rows),
+        columns.text(list(map(records.path_to_text, sample_ids))),
     ]  # fmt: skip
-    return pa.table([pa.array(c, f.type) for c, f in zip(columns, INDEX_SCHEMA, strict=True)], schema=INDEX_SCHEMA)
+    return pa.Table.from_arrays(filled, schema=INDEX_SCHEMA)
 
 
 @dataclass(frozen=True)

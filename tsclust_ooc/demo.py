@@ -20,11 +20,10 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from tsclust_ooc import files, records
+from tsclust_ooc import columns, files, records
 from tsclust_ooc.encoders.rocket import Rocket
 from tsclust_ooc.errors import BadInput, CannotWrite, UsageError
 from tsclust_ooc.progress import Listener, silent
@@ -257,5 +256,5 @@ def _write_shard(path: Path, item: NDArray[np.float32]) -> None:
 
 
 def _write_truth(path: Path, rows: list[tuple[str, str, str]]) -> None:
-    columns = [pa.array(column, pa.string()) for column in zip(*rows, strict=True)]
-    pq.write_table(pa.table(columns, names=["split", "sample_id", "class"]), path)
+    named = zip(("split", "sample_id", "class"), zip(*rows, strict=True), strict=True)
+    pq.write_table(columns.table({name: columns.text(values) for name, values in named}), path)

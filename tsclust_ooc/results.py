@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tsclust_ooc import files, records
+from tsclust_ooc import columns, files, records
 from tsclust_ooc.errors import BadInput, CannotWrite, TryAgain
 from tsclust_ooc.provenance import Provenance
 
@@ -323,14 +323,15 @@ def label_table(
     """Labels as a table: split, row, sample_id, (variable,) label, distance; one line a row of the view."""
     n = len(labels)
     row = np.repeat(np.arange(n // rows_per_sample), rows_per_sample)
-    columns: dict[str, Any] = {
-        "split": pa.DictionaryArray.from_arrays(pa.array(np.zeros(n, np.int8)), pa.array([split])).cast(pa.string()),
-        "row": pa.array(row),
-        "sample_id": sample_ids if rows_per_sample == 1 else sample_ids.take(pa.array(row)),
+    filled: dict[str, Any] = {
+        "split": columns.same_text(split, n),
+        "row": columns.numbers(row),
+        "sample_id": sample_ids if rows_per_sample == 1 else sample_ids.take(columns.numbers(row)),
     }
     if rows_per_sample > 1:
-        columns["variable"] = pa.array(np.tile(np.arange(rows_per_sample, dtype=np.int32), n // rows_per_sample))
-    return pa.table(columns | {"label": pa.array(labels.astype(np.int32)), "distance": pa.array(distances)})
+        filled["variable"] = columns.numbers(np.tile(np.arange(rows_per_sample, dtype=np.int32), n // rows_per_sample))
+    ends = {"label": columns.numbers(labels.astype(np.int32)), "distance": columns.numbers(distances)}
+    return columns.table(filled | ends)
 
 
 def by_cluster(labels: Mapping[str, np.ndarray[Any, Any]], k: int) -> dict[str, tuple[int, ...]]:

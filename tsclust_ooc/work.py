@@ -20,7 +20,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tsclust_ooc import files, records
+from tsclust_ooc import columns, files, records
 from tsclust_ooc.dataset import FileEntry, work_folders
 from tsclust_ooc.errors import BadInput
 from tsclust_ooc.plan import Partition, Plan
@@ -151,16 +151,18 @@ def parquet_bytes(table: pa.Table) -> bytes:
 
 
 def _shard_table(shards: Sequence[Shard]) -> pa.Table:
-    return pa.table({
-        "path": [records.path_to_text(s.path) for s in shards], "split": [s.split for s in shards],
-        "size": [s.size for s in shards], "mtime_ns": [s.mtime_ns for s in shards],
-        "n_samples": [s.n_samples for s in shards],
+    return columns.table({
+        "path": columns.text([records.path_to_text(s.path) for s in shards]),
+        "split": columns.text([s.split for s in shards]),
+        "size": columns.numbers([s.size for s in shards]),
+        "mtime_ns": columns.numbers([s.mtime_ns for s in shards]),
+        "n_samples": columns.numbers([s.n_samples for s in shards]),
     })  # fmt: skip
 
 
 def load_plan(root: Path) -> Plan:
     """The plan of a work directory, with its shards."""
     plan = records.load(root / "plan.json", Plan, WORK_VERSION)
-    columns = pq.read_table(root / "shards.parquet").to_pydict()
-    paths = [records.text_to_path(path) for path in columns.pop("path")]
-    return replace(plan, shards=tuple(map(Shard, paths, *columns.values())))
+    told = pq.read_table(root / "shards.parquet").to_pydict()
+    paths = [records.text_to_path(path) for path in told.pop("path")]
+    return replace(plan, shards=tuple(map(Shard, paths, *told.values())))

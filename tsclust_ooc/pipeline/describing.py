@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tsclust_ooc import report, results, scores
+from tsclust_ooc import columns, report, results, scores
 from tsclust_ooc.cluster.lloyd import Fit
 from tsclust_ooc.dataset import Dataset, Split
 from tsclust_ooc.errors import BadInput
@@ -112,7 +112,13 @@ class Described:
         split = self.what.fit_split
         labels = self.labels[split][sampled[kept]]
         per_sample = self._rows_per_sample(split)
-        ids = self.opened[split].index().column("sample_id").take(pa.array(sampled[kept] // per_sample)).to_pylist()
+        ids = (
+            self.opened[split]
+            .index()
+            .column("sample_id")
+            .take(columns.numbers(sampled[kept] // per_sample))
+            .to_pylist()
+        )
         return Map(
             tuple(flat.coordinates[:, 0].tolist()), tuple(flat.coordinates[:, 1].tolist()), tuple(labels.tolist()),
             tuple(ids), flat.explained, len(self.labels[split]),
