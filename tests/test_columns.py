@@ -29,14 +29,15 @@ def test_numbers_keep_their_type_and_values(values):
     made = columns.numbers(values)
     made.validate(full=True)
     expected = values if isinstance(values, np.ndarray) else np.asarray(values, np.int64)
-    assert made.equals(pa.array(expected)) or np.isnan(expected).any()
+    assert made.type == pa.from_numpy_dtype(expected.dtype)
     np.testing.assert_array_equal(np.asarray(made), expected)
 
 
 def test_making_a_table_does_not_import_pandas():
     code = (
         "import sys, numpy as np\nfrom tsclust_ooc import columns\n"
-        "columns.table({'a': columns.text(['x']), 'b': columns.numbers(np.arange(1)), 'c': columns.same_text('y', 1)})\n"
+        "made = {'a': columns.text(['x']), 'b': columns.numbers(np.arange(1)), 'c': columns.same_text('y', 1)}\n"
+        "columns.table(made)\n"
         "sys.exit('pandas' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
