@@ -34,14 +34,18 @@ class Budget:
         """Bytes left for arrays after the interpreter and its libraries."""
         return self.memory_bytes - BASE_BYTES
 
-    def workers_that_fit(self, bytes_each: int, what: str) -> int:
-        """How many workers of `bytes_each` run side by side, at most `n_workers`; CannotWrite if not even one does."""
-        fit = self.working_bytes // max(bytes_each, 1)
+    def workers_that_fit(self, bytes_each: int, what: str, besides: int = 0) -> int:
+        """How many workers of `bytes_each` run side by side, at most `n_workers`, when the driver holds `besides`.
+
+        CannotWrite if not even one does, saying what would do.
+        """
+        fit = (self.working_bytes - besides) // max(bytes_each, 1)
         if fit < 1:
+            least = bytes_each + besides + BASE_BYTES
             raise CannotWrite(
-                f"{what} needs {format_bytes(bytes_each + BASE_BYTES)} of memory with one worker, "
+                f"{what} needs {format_bytes(least)} of memory with one worker, "
                 f"and --memory allows {format_bytes(self.memory_bytes)}. "
-                f"Use: --memory {format_bytes(1.05 * (bytes_each + BASE_BYTES)).replace(' ', '')}, or smaller chunks."
+                f"Use: --memory {format_bytes(1.05 * least).replace(' ', '')}, or smaller chunks."
             )
         return int(min(fit, self.n_workers))
 

@@ -47,9 +47,9 @@ from tsclust_ooc.work import (
     WORK_VERSION,
     BadShard,
     Receipt,
-    Superseded,
     Work,
     load_plan,
+    noticing_others,
     parquet_bytes,
     pending,
     receipt_of,
@@ -73,9 +73,16 @@ class Done:
 def init(final: Path, plan: Plan, problems: Sequence[Problem]) -> Work:
     """Make (or find) the work directory of a plan: empty arrays, the plan, and what earlier work can be kept.
 
-    Idempotent: any number of processes may do it at once. Raises CannotWrite when the disk will not hold the dataset.
+    Idempotent: any number of processes may do it at once. Raises CannotWrite when the disk will not hold the dataset,
+    Superseded when another process takes the directory away meanwhile.
     """
     work = Work(final, work_root(final, plan), plan)
+    with noticing_others(work):
+        return _init(work, problems)
+
+
+def _init(work: Work, problems: Sequence[Problem]) -> Work:
+    final, plan = work.final, work.plan
     if _spent(work):
         files.retire(work.root)
     if (work.root / "plan.json").exists():
@@ -100,12 +107,8 @@ def write_partition(work: Work, reader: RowReader, partition: Partition) -> Done
     Shards that cannot be read are in the result and in `problems/`; then there is no receipt. Raises Superseded when
     the work directory is gone.
     """
-    try:
+    with noticing_others(work):
         return _write_partition(work, reader, partition)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        if not work.dataset.is_dir():
-            raise Superseded(str(work.root)) from error
-        raise
 
 
 def finalize(work: Work, *, replace_existing: bool, seconds: float = 0.0) -> Manifest:
@@ -118,17 +121,26 @@ def finalize(work: Work, *, replace_existing: bool, seconds: float = 0.0) -> Man
     CannotWrite
         Something else already lies at the final name and `replace_existing` is not set.
     """
-    try:
+    with noticing_others(work):
         if work.dataset.is_dir():
-            manifest = _complete(work, seconds)
-            files.publish_dir(work.dataset, work.final, replace=replace_existing)
+            manifest = _publish(work, _complete(work, seconds), replace_existing=replace_existing)
         else:
             manifest = join_or_fail(work.final, work.plan)
-    except FileNotFoundError as error:
-        if work.dataset.is_dir():
-            raise
-        raise Superseded(str(work.root)) from error
     sweep(work.final)
+    return manifest
+
+
+def _publish(work: Work, manifest: Manifest, *, replace_existing: bool) -> Manifest:
+    """The rename; or what lies there, where another process published just this meanwhile."""
+    try:
+        files.publish_dir(work.dataset, work.final, replace=replace_existing)
+    except CannotWrite:
+        theirs = published(work.final, work.plan)
+        if theirs is None:
+            raise
+        return theirs
+    # What another process was writing moved along; it cannot be finished, for its writer knows the old name only.
+    files.sweep_partials(work.final)
     return manifest
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -80,6 +80,25 @@ class BadShards:
 
 class Superseded(Exception):
     """The work directory went away under us: another process published or replaced this work."""
+
+
+@contextlib.contextmanager
+def noticing_others(work: Work) -> Iterator[None]:
+    """Raise Superseded when what should be in the work directory is gone: only another process takes it away.
+
+    It published the work, swept it, or removed a file of ours that was not finished while it was publishing.
+    """
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError) as error:
+        # zarr's own error names no file; it reads nowhere but in the work directory.
+        if error.filename is not None and not Path(error.filename).is_relative_to(work.root):
+            raise
+        raise Superseded(str(work.root)) from error
+    except BadInput as error:  # receipts may be missing because everything is
+        if work.dataset.is_dir():
+            raise
+        raise Superseded(str(work.root)) from error
 
 
 def work_root(final: Path, plan: Plan) -> Path:
@@ -163,6 +182,7 @@ def _shard_table(shards: Sequence[Shard]) -> pa.Table:
 def load_plan(root: Path) -> Plan:
     """The plan of a work directory, with its shards."""
     plan = records.load(root / "plan.json", Plan, WORK_VERSION)
-    told = pq.read_table(root / "shards.parquet").to_pydict()
+    with (root / "shards.parquet").open("rb") as file:  # pyarrow would not say in its error which file is gone
+        told = pq.read_table(file).to_pydict()
     paths = [records.text_to_path(path) for path in told.pop("path")]
     return replace(plan, shards=tuple(map(Shard, paths, *told.values())))

@@ -21,7 +21,7 @@ from tsclust_ooc.passes import Mapper, Rows, Tally, as_rows, gather, one_pass, w
 from tsclust_ooc.units import format_count, plural
 
 INITS = ("auto", "k-means++", "k-means||", "random")
-SAMPLE_BYTES = 256 * 2**20
+SAMPLE_BYTES = 64 * 2**20
 ROWS_PER_CENTER = 256
 """Sampled rows a center; more changes the found centers little (the figure faiss trains with)."""
 LEAST_SAMPLE_ROWS = 4096
@@ -151,8 +151,9 @@ def kmeans_plus_plus(x: np.ndarray, k: int, rng: np.random.Generator, weights: n
         drawn = np.searchsorted(mass, rng.random(2 + int(np.log(k))) * mass[-1], side="right")
         drawn = np.minimum(drawn, np.searchsorted(mass, mass[-1]))  # rounding may reach past the last row with mass
         # Products are good enough to compare the candidates; the chosen one's distances are then taken exactly.
-        rough = norms[:, None] + norms[drawn] - 2 * (centered @ centered[drawn].T)
-        best = drawn[np.argmin(weights @ np.clip(rough, 0, closest[:, None]))]
+        with np.errstate(over="ignore", invalid="ignore"):  # rows near the end of float32: then the draw decides alone
+            rough = norms[:, None] + norms[drawn] - 2 * (centered @ centered[drawn].T)
+            best = drawn[np.argmin(weights @ np.clip(rough, 0, closest[:, None]))]
         chosen.append(int(best))
         closest = np.minimum(closest, _distances_to(centered, chosen[-1], floor))
     return np.array(chosen)

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from tsclust_ooc import budget, files, locks, provenance, report, results, scratch
-from tsclust_ooc.budget import Budget
 from tsclust_ooc.cluster import starts, stock
 from tsclust_ooc.cluster.fused import UnusableRows
 from tsclust_ooc.cluster.lloyd import Fit, PassInfo, assign, lloyd
@@ -175,17 +174,25 @@ class _Session:
     @contextlib.contextmanager
     def _runtime(self) -> Iterator[Runtime]:
         block = max(rows.view_dtype.itemsize * (rows.bounds[1] * rows.n_columns) for rows in self.rows.values())
-        n_workers = self.limits.workers_that_fit(_BLOCKS_A_WORKER * block, "clustering")
+        n_workers = self.limits.workers_that_fit(_BLOCKS_A_WORKER * block, "clustering", self._sample_bytes())
         spec = ClusterSpec(self.options.scheduler, n_workers, self.limits.memory_bytes, self.scratch)
         with open_runtime(spec, self.listener) as runtime:
             if runtime.dashboard:
                 self.listener.say(f"dashboard {runtime.dashboard}")
             yield runtime
 
+    def _sample_bytes(self) -> int:
+        """The sample and k-means++'s centered copy. Its size depends on no budget, for labels must not."""
+        if not self.what.fit_split:
+            return 0
+        rows = self.rows[self.what.fit_split]
+        n = min(rows.n_rows, starts.sample_size(rows, self.what.k))
+        return 2 * n * rows.n_columns * rows.view_dtype.itemsize
+
     def _sample(self, runtime: Runtime, name: str, options: ClusterOptions) -> describing.Sample:
         """A uniform sample of the fit split: where centers start, and what the map of the report shows."""
         rows = self.rows[name]
-        n = starts.sample_size(rows, self.what.k, _sample_bytes(self.limits))
+        n = starts.sample_size(rows, self.what.k)
         chosen = starts.sample_indices(rows.n_rows, n, options.seed)
         mapper = _watched(runtime, "sample", self.listener)
         return describing.Sample(chosen, gather(rows, chosen, mapper=mapper, tally=self.tally))
@@ -338,10 +345,6 @@ def _fit_split(opened: Dataset, asked: str | None) -> str:
 def _check_apart(final: Path, given: Path) -> None:
     if final.resolve().is_relative_to(given.resolve()):
         raise UsageError(f"{final} lies in {given}, which is only read from. Choose another place.")
-
-
-def _sample_bytes(limits: Budget) -> int:
-    return min(starts.SAMPLE_BYTES, limits.working_bytes // 8)  # k-means++ holds a centered copy
 
 
 def _watched(runtime: Runtime, stage: str, listener: Listener) -> Callable[..., Iterator[Any]]:

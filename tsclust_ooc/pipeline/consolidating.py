@@ -194,6 +194,8 @@ class _Session:
                 if manifest is not None and _same_shards(read_rejected(self.final), found.problems):
                     work_on.sweep(self.final)
                     return self._result(manifest, reused=True)
+                if manifest is None and work_on.published(self.final, plan) is not None:
+                    continue  # another process published it between two looks
                 _check_free(self.final)
             bad = self._write(plan, found.problems)
             lasting = not any(b.problem.code in work_dir.PASSING for b in bad)
@@ -210,7 +212,16 @@ class _Session:
 
     def _write(self, plan: Plan, problems: Sequence[Problem]) -> list[work_dir.BadShard]:
         n_workers = _workers(plan, self.options, self.limits)
-        self.work = work_on.init(self.final, plan, problems)
+        self.work = work_dir.Work(self.final, work_dir.work_root(self.final, plan), plan)
+        try:
+            self.work = work_on.init(self.final, plan, problems)
+            return self._write_partitions(n_workers)
+        except work_dir.Superseded:
+            work_on.join_or_fail(self.final, plan)
+            return []
+
+    def _write_partitions(self, n_workers: int) -> list[work_dir.BadShard]:
+        plan = self.work.plan
         reader = RowReader(self.work.plan, self.parsers, self.stage)
         total = sum(split.n_shards for split in plan.splits)
         done_rows = plan.n_rows - sum(p.stop - p.start for p in work_dir.pending(self.work))
@@ -221,12 +232,8 @@ class _Session:
             self.listener.advance("write", done_rows * total // max(plan.n_rows, 1), total)
 
         spec = ClusterSpec("threads", n_workers, self.limits.memory_bytes, self.scratch)
-        try:
-            with open_runtime(spec, self.listener) as runtime:
-                return work_on.run(self.work, reader, runtime.mapper, on_done)
-        except work_dir.Superseded:
-            work_on.join_or_fail(self.final, plan)
-            return []
+        with open_runtime(spec, self.listener) as runtime:
+            return work_on.run(self.work, reader, runtime.mapper, on_done)
 
     def _publish(self, plan: Plan) -> Consolidated:
         try:

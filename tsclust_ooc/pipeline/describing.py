@@ -155,13 +155,14 @@ def classes_of(known: Known, labels: pa.Table) -> tuple[np.ndarray[Any, Any], np
 
 
 def external(known: dict[str, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]) -> dict[str, dict[str, float]]:
-    """External scores of each split, and of 'all' where there are several."""
+    """External scores of each split, and last of all rows together ('all') where there are several splits."""
     filled = {name: pair for name, pair in known.items() if len(pair[0])}
     if not filled:
         raise BadInput("no sample of this run has a known class. The table needs the run's split and sample_id.")
     if len(filled) > 1:
         pairs = list(filled.values())
-        filled["all"] = (np.concatenate([p[0] for p in pairs]), np.concatenate([p[1] for p in pairs]))
+        together = "all" if "all" not in filled else "all splits"
+        filled[together] = (np.concatenate([p[0] for p in pairs]), np.concatenate([p[1] for p in pairs]))
     return {
         split: {name: float(entry["value"]) for name, entry in scores.external_scores(classes, labels).items()}
         for split, (classes, labels) in filled.items()
