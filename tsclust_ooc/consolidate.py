@@ -28,7 +28,6 @@ from tsclust_ooc.dataset import (
     MANIFEST,
     MANIFEST_VERSION,
     REJECTED,
-    FileEntry,
     Manifest,
     Rejected,
     SplitEntry,
@@ -38,6 +37,7 @@ from tsclust_ooc.dataset import (
     work_folders,
 )
 from tsclust_ooc.errors import BadInput, CannotWrite, TryAgain
+from tsclust_ooc.files import FileEntry
 from tsclust_ooc.plan import Partition, Plan
 from tsclust_ooc.reading import Ids, RowReader
 from tsclust_ooc.shards.schema import Problem
@@ -302,7 +302,7 @@ def _complete(work: Work, seconds: float) -> Manifest:
     records.save(work.dataset / REJECTED, rejected, MANIFEST_VERSION)
     entries = {name: entry for _, receipt in receipts if receipt for name, entry in receipt.files.items()}
     for path in [work.dataset / REJECTED, *files.walk_files(work.dataset / DATA, lambda name: name == "zarr.json")]:
-        entries[str(path.relative_to(work.dataset))] = FileEntry(path.stat().st_size, files.checksum(path))
+        entries[str(path.relative_to(work.dataset))] = files.entry_of(path)
     _sweep_unknown(work.dataset, entries)
     files.fsync_tree(work.dataset)
     manifest = _manifest(work.plan, dict(sorted(entries.items())), len(rejected.rejected), seconds)

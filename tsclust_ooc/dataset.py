@@ -20,6 +20,7 @@ import zarr
 
 from tsclust_ooc import columns, extras, files, records
 from tsclust_ooc.errors import BadInput, TryAgain, UsageError
+from tsclust_ooc.files import FileEntry
 from tsclust_ooc.plan import Options
 from tsclust_ooc.progress import Listener, silent
 from tsclust_ooc.provenance import Provenance
@@ -33,14 +34,6 @@ MANIFEST_VERSION = 1
 MANIFEST, DATA, INDEX, REJECTED = "manifest.json", "data.zarr", "index", "rejected.json"
 ARRAY = "embeddings"
 VIEWS = ("flatten", "variable", "mean")
-
-
-@dataclass(frozen=True)
-class FileEntry:
-    """Size and xxh3-128 of one file of a dataset."""
-
-    n_bytes: int
-    digest: str
 
 
 @dataclass(frozen=True)

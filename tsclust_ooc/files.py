@@ -15,6 +15,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -84,6 +85,19 @@ def fsync_tree(root: Path) -> None:
     """fsync every directory below `root` and itself, deepest first; files were fsynced when they were written."""
     for folder, _, _ in os.walk(root, topdown=False):
         fsync_dir(Path(folder))
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size and xxh3-128 of one file, as a manifest notes it."""
+
+    n_bytes: int
+    digest: str
+
+
+def entry_of(path: Path) -> FileEntry:
+    """The size and digest of the file at `path` now."""
+    return FileEntry(path.stat().st_size, checksum(path))
 
 
 def checksum(path: Path) -> str:

@@ -130,32 +130,8 @@ class ArrayRows:
 
 
 @dataclass(frozen=True)
-class DaskRows:
+class DaskRows(ArrayRows):
     """Rows of a dask array, one block a chunk; a block is computed in the thread that reads it."""
-
-    array: Any
-    bounds: tuple[int, ...]
-
-    @property
-    def n_rows(self) -> int:
-        """Rows in all."""
-        return self.bounds[-1]
-
-    @property
-    def n_columns(self) -> int:
-        """Columns of every row."""
-        return int(self.array.shape[1])
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The type as stored."""
-        stored: np.dtype[Any] = np.dtype(self.array.dtype)
-        return stored
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of all rows as stored."""
-        return self.n_rows * self.n_columns * self.dtype.itemsize
 
     def read(self, block: int) -> np.ndarray:
         """Compute one chunk here: parallelism belongs to the mapper, not to a scheduler inside a scheduler."""

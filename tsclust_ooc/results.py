@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from tsclust_ooc import columns, files, records
 from tsclust_ooc.errors import BadInput, CannotWrite, TryAgain
+from tsclust_ooc.files import FileEntry
 from tsclust_ooc.provenance import Provenance
 
 RUN_VERSION = 1
@@ -45,14 +46,6 @@ class RunOptions:
 
 
 @dataclass(frozen=True)
-class RunFile:
-    """Size and xxh3-128 of one file of a run."""
-
-    n_bytes: int
-    digest: str
-
-
-@dataclass(frozen=True)
 class RunManifest:
     """The commit record of a run. `digest` covers labels and model: equal digests, equal results."""
 
@@ -68,7 +61,7 @@ class RunManifest:
     bytes_read: int
     seconds: float
     peak_bytes: int
-    files: dict[str, RunFile]
+    files: dict[str, FileEntry]
     provenance: Provenance
 
 
@@ -222,7 +215,7 @@ class RunWork:
     def __init__(self, final: Path) -> None:
         self.final = final
         self.root = final.with_name(f".{final.name}.{secrets.token_hex(6)}.wip")
-        self.files: dict[str, RunFile] = {}
+        self.files: dict[str, FileEntry] = {}
 
     def __enter__(self) -> RunWork:
         with files.naming_the_place(self.final):
@@ -246,8 +239,7 @@ class RunWork:
 
     def note(self, name: str) -> None:
         """Take a file that is already in the directory into the manifest."""
-        path = self.root / name
-        self.files[name] = RunFile(path.stat().st_size, files.checksum(path))
+        self.files[name] = files.entry_of(self.root / name)
 
     def write_labels(self, split: str, table: pa.Table) -> None:
         """The labels of one split."""

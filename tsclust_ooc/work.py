@@ -21,8 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tsclust_ooc import columns, files, records
-from tsclust_ooc.dataset import FileEntry, work_folders
+from tsclust_ooc.dataset import work_folders
 from tsclust_ooc.errors import BadInput
+from tsclust_ooc.files import FileEntry
 from tsclust_ooc.plan import Partition, Plan
 from tsclust_ooc.shards.schema import Problem, Shard
 from tsclust_ooc.units import plural
