@@ -19,7 +19,7 @@ LIMITS  := $(if $(MEMORY),--memory $(MEMORY))
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo inspect consolidate verify cluster report test lint check bench lock clean
+.PHONY: help setup demo inspect consolidate verify cluster distances report test lint check bench lock clean
 
 help: ## this table of contents
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,10 @@ cluster: $(READY) ## DATASET (made from SRC if it is not there) -> OUT: K cluste
 	@set -e; truth=; test '$(SRC)|$(DATASET)' != 'out/demo|out/dataset' || truth='--truth out/demo/truth.parquet'; set -x; \
 	$(TSCLUST) cluster '$(DATASET)' '$(OUT)' -k $(K) --view $(VIEW) --scheduler $(SCHEDULER) $(LIMITS) $$truth $(ARGS)
 
+distances: $(READY) ## DATASET (made from SRC if it is not there) -> out/distances: all rows of a split to all (ARGS='--split val')
+	@test -f '$(DATASET)/manifest.json' || $(MAKE) --no-print-directory consolidate ARGS=
+	$(TSCLUST) distances '$(DATASET)' out/distances --view $(VIEW) --scheduler $(SCHEDULER) $(LIMITS) $(ARGS)
+
 report: $(READY) ## the report of OUT, rendered again beside it
 	$(TSCLUST) report '$(OUT)' $(ARGS)
 
@@ -72,6 +76,7 @@ check: $(READY) ## mypy
 
 bench: $(READY) ## measure against the peers, at the sizes the README names (minutes)
 	$(BIN)/python benchmarks/consolidate.py $(ARGS)
+	$(BIN)/python benchmarks/distances.py
 
 lock: $(READY) ## write requirements.lock anew from pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --extra hpc --extra report --extra s3 --group dev \

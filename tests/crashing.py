@@ -19,7 +19,8 @@ from pathlib import Path
 from tsclust_ooc.cli import main
 from tsclust_ooc.dataset import open_dataset
 from tsclust_ooc.dataset import verify as verify_dataset
-from tsclust_ooc.pipeline import clustering, consolidating, verifying  # noqa: F401 - imported before the forks
+from tsclust_ooc.matrix import changed_files, open_matrix
+from tsclust_ooc.pipeline import clustering, consolidating, distancing, verifying  # noqa: F401 - imported before the forks
 from tsclust_ooc.results import open_run
 
 KILLED = 137
@@ -87,7 +88,7 @@ def tree_digest(root, parts):
 
 
 def state_of(target):
-    """'absent', or the digest of a dataset or run that is whole. Raises when it is neither."""
+    """'absent', or the digest of a dataset, a run or a matrix that is whole. Raises when it is neither."""
     if not target.exists():
         return "absent"
     if (target / "data.zarr").exists():
@@ -96,6 +97,11 @@ def state_of(target):
         if damage:
             raise SystemExit(f"published and damaged: {damage}")
         return tree_digest(target, ["data.zarr", "index"])
+    if (target / "distances.zarr").exists():
+        changed = changed_files(open_matrix(target))
+        if changed:
+            raise SystemExit(f"published and damaged: {changed}")
+        return tree_digest(target, ["distances.zarr"])
     open_run(target)
     return tree_digest(target, ["labels", "model"])
 

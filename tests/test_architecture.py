@@ -2,8 +2,8 @@
 
     ground   errors progress units extras files budget records locks provenance scratch
     data     shards/ store plan staging reading source dataset consolidate
-    compute  passes cluster/ encoders/ scores projection
-    edge     runtime results report
+    compute  passes distance/ cluster/ encoders/ scores projection
+    edge     runtime results matrix report
     top      demo pipeline/ cli/
 
 A new module gets a line in HOUSE: its layer, and a height above everything it imports.
@@ -43,12 +43,14 @@ HOUSE = {
     "work": ("data", 6),
     "consolidate": ("data", 7),
     "passes": ("compute", 3),
+    "distance": ("compute", 4),
     "cluster": ("compute", 5),
     "encoders": ("compute", 5),
     "scores": ("compute", 5),
     "projection": ("compute", 5),
     "runtime": ("edge", 3),
     "results": ("edge", 5),
+    "matrix": ("edge", 6),
     "report": ("edge", 6),
     "demo": ("top", 8),
     "pipeline": ("top", 9),

@@ -38,6 +38,7 @@ COMMANDS = {
     "consolidate": "Turn shards into one published zarr dataset.",
     "verify": "Check every byte of a dataset, or every sample against its shard.",
     "cluster": "Cluster a dataset with k-means; publish labels, model, metrics and a report.",
+    "distances": "Compute the distances of all rows to all rows, as one zarr array.",
     "predict": "Give rows of another dataset the labels of a published run.",
     "evaluate": "Compare the labels of a run with known classes.",
     "report": "Write the HTML report of a run again.",
