@@ -16,9 +16,12 @@ import sys
 import traceback
 from pathlib import Path
 
+import numpy as np
+
 from tsclust_ooc.cli import main
 from tsclust_ooc.dataset import open_dataset
 from tsclust_ooc.dataset import verify as verify_dataset
+from tsclust_ooc.distance.pairwise import pairwise
 from tsclust_ooc.matrix import changed_files, open_matrix
 from tsclust_ooc.pipeline import clustering, consolidating, distancing, verifying  # noqa: F401 - imported before the forks
 from tsclust_ooc.results import open_run
@@ -139,6 +142,8 @@ def sweep(place, target, prepare, words, first, step):
 
 if __name__ == "__main__":
     spec = json.loads(sys.argv[1])
+    if spec["words"][0] == "distances":
+        pairwise(np.eye(3, dtype=np.float32), metric="cityblock")  # kernels are loaded once, not in each fork
     places = Path(spec["place"]), Path(spec["target"])
     found = sweep(*places, spec["prepare"], spec["words"], spec["first"], spec["step"])
     print(json.dumps(found))

@@ -22,6 +22,7 @@ from tsclust_ooc.cli import COMMANDS, main
 from tsclust_ooc.cli.console import OutputOptions
 from tsclust_ooc.pipeline.clustering import ClusterOptions, ComputeOptions
 from tsclust_ooc.pipeline.consolidating import ConsolidateOptions
+from tsclust_ooc.pipeline.distancing import DistancesOptions
 from tsclust_ooc.pipeline.looking import InspectOptions
 
 OPTIONS = {
@@ -32,6 +33,7 @@ OPTIONS = {
     "cluster": ["clusters", *(f.name for f in fields(ClusterOptions))],
     "predict": [f.name for f in fields(ComputeOptions)],
     "evaluate": ["truth"],
+    "distances": [f.name for f in fields(DistancesOptions)],
     "report": [],
 }
 ESCAPE = "\x1b[31m"
