@@ -24,16 +24,24 @@ from tsclust_ooc.pipeline.clustering import ClusterOptions, ComputeOptions
 from tsclust_ooc.pipeline.consolidating import ConsolidateOptions
 from tsclust_ooc.pipeline.distancing import DistancesOptions
 from tsclust_ooc.pipeline.looking import InspectOptions
+from tsclust_ooc.runtime import Jobs
+
+
+def flat(options):
+    """Names of the flags of an options dataclass; those of a nested one stand beside its own."""
+    own = [f.name for f in fields(options) if f.name != "jobs"]
+    return own if len(own) == len(fields(options)) else [*own, *flat(Jobs)]
+
 
 OPTIONS = {
     "demo": ["samples", "seed"],
     "inspect": [f.name for f in fields(InspectOptions)],
-    "consolidate": [f.name for f in fields(ConsolidateOptions)],
+    "consolidate": flat(ConsolidateOptions),
     "verify": ["against", "workers"],
-    "cluster": ["clusters", *(f.name for f in fields(ClusterOptions))],
-    "predict": [f.name for f in fields(ComputeOptions)],
+    "cluster": ["clusters", *flat(ClusterOptions)],
+    "predict": flat(ComputeOptions),
     "evaluate": ["truth"],
-    "distances": [f.name for f in fields(DistancesOptions)],
+    "distances": flat(DistancesOptions),
     "report": [],
 }
 ESCAPE = "\x1b[31m"

@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from tsclust_ooc.distance.dense import METRICS
 from tsclust_ooc.errors import BadInput, CannotWrite, TryAgain, UsageError
 from tsclust_ooc.pipeline import distancing
 from tsclust_ooc.pipeline.distancing import DistancesOptions, distances
+from tsclust_ooc.runtime import ClusterSpec, Jobs
 
 SAMPLES = three_splits()
 SIDE = 25
@@ -237,17 +239,23 @@ def test_blocks_that_do_not_fit_the_memory_are_refused_with_what_would(dataset, 
 def test_memory_decides_the_workers_and_what_is_kept():
     need = distancing._Need(stripe=10, task=100, n_stripes=50)
     base = budget.BASE_BYTES
-    assert need.kept(budget.Budget(base + 1000, 4), 4, "threads") == 50
-    assert need.kept(budget.Budget(base + 480, 4), 4, "threads") == 8
-    assert need.kept(budget.Budget(base + 479, 4), 4, "threads") == 0
-    assert need.kept(budget.Budget(base + 200, 4), 1, "threads") == 10
+
+    def kept(scheduler, memory_bytes, n_workers, **jobs):
+        return need.kept(ClusterSpec(scheduler, 4, memory_bytes, Path(), Jobs(**jobs)), n_workers)
+
+    assert kept("threads", base + 1000, 4) == 50
+    assert kept("threads", base + 480, 4) == 8
+    assert kept("threads", base + 479, 4) == 0
+    assert kept("threads", base + 200, 1) == 10
     each = distancing.LEAST_WORKER_BYTES + 120
-    assert need.kept(budget.Budget(base + 3 * each, 3), 3, "local") == 2
-    assert need.kept(budget.Budget(base + 3 * each - 3, 3), 3, "local") == 0
+    assert kept("local", base + 3 * each, 3) == 2
+    assert kept("local", base + 3 * each - 3, 3) == 0
+    assert kept("slurm", 0, 4, job_memory="4GB", job_cores=4) == 50  # the driver's memory holds none of it
+    assert kept("tls://there:8786", 0, 4) == 2
     for scheduler in ("threads", "local"):
         least = need.least_memory(scheduler)
-        assert need.kept(budget.Budget(least, 1), 1, scheduler)
-        assert not need.kept(budget.Budget(least - 1, 1), 1, scheduler)
+        assert kept(scheduler, least, 1)
+        assert not kept(scheduler, least - 1, 1)
 
 
 @pytest.mark.parametrize(("value", "metric", "words"), [(np.nan, "euclidean", "NaN"), (0, "cosine", "is all zero")])

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from tsclust_ooc.cli.console import Output, OutputOptions, expand, maybe, session
+from tsclust_ooc.cli.console import Output, OutputOptions, expand, expanded, session
 from tsclust_ooc.pipeline.clustering import Clustered
 from tsclust_ooc.pipeline.clustering import cluster as run_cluster
 from tsclust_ooc.pipeline.options import ClusterOptions
@@ -35,7 +34,7 @@ def cluster(
     k
         Number of clusters.
     """
-    options = replace(options, scratch=maybe(options.scratch), truth=maybe(options.truth))
+    options = expanded(options)
     with session(output) as show:
         done = run_cluster(expand(dataset), expand(run), k, options, show)
         show.result(done, lines(done))

@@ -9,9 +9,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any, TextIO, TypeVar
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -45,6 +45,7 @@ class OutputOptions:
 
 
 Output = Annotated[OutputOptions, Parameter(name="*")]
+Options = TypeVar("Options", bound=Any)
 
 
 class Session:
@@ -137,9 +138,12 @@ def expand(path: str | Path) -> Path:
     return Path(os.path.expandvars(os.path.expanduser(path)))  # a ~user nobody knows is left as it is
 
 
-def maybe(path: Path | None) -> Path | None:
-    """An optional path, expanded if it was given."""
-    return None if path is None else expand(path)
+def expanded(options: Options) -> Options:
+    """Options with every path in them expanded."""
+    given = {field.name: getattr(options, field.name) for field in fields(options)}
+    paths = {name: expand(value) for name, value in given.items() if isinstance(value, Path)}
+    nested = {name: expanded(value) for name, value in given.items() if is_dataclass(value)}
+    return replace(options, **paths, **nested)
 
 
 def _bars() -> Progress:

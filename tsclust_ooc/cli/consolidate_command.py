@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 from cyclopts import Parameter
 
-from tsclust_ooc.cli.console import Output, OutputOptions, expand, maybe, session
+from tsclust_ooc.cli.console import Output, OutputOptions, expand, expanded, session
 from tsclust_ooc.pipeline.consolidating import Consolidated, ConsolidateOptions, DryRun
 from tsclust_ooc.pipeline.consolidating import consolidate as run
 from tsclust_ooc.units import format_bytes, format_count, format_seconds, plural
@@ -32,7 +31,7 @@ def consolidate(
     dataset
         Directory to publish; it appears when it is complete.
     """
-    options = replace(options, scratch=maybe(options.scratch))
+    options = expanded(options)
     with session(output) as show:
         done = run(expand(source), expand(dataset), options, show)
         show.result(done, _plan_lines(done) if isinstance(done, DryRun) else _lines(done))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from tsclust_ooc.cli.console import Output, OutputOptions, expand, maybe, session
+from tsclust_ooc.cli.console import Output, OutputOptions, expand, expanded, session
 from tsclust_ooc.pipeline.distancing import DEFAULTS, Distanced, DistancesOptions
 from tsclust_ooc.pipeline.distancing import distances as run_distances
 from tsclust_ooc.units import format_bytes, format_count, format_seconds, plural
@@ -31,7 +30,7 @@ def distances(
     out
         Directory to publish; it appears when it is complete.
     """
-    options = replace(options, scratch=maybe(options.scratch))
+    options = expanded(options)
     with session(output) as show:
         done = run_distances(expand(dataset), expand(out), options, show)
         show.result(done, lines(done))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from tsclust_ooc.cli.cluster_command import lines
-from tsclust_ooc.cli.console import Output, OutputOptions, expand, maybe, session
+from tsclust_ooc.cli.console import Output, OutputOptions, expand, expanded, session
 from tsclust_ooc.pipeline.clustering import predict as run_predict
 from tsclust_ooc.pipeline.options import ComputeOptions
 
@@ -34,7 +33,7 @@ def predict(
     out
         Directory to publish: labels, metrics and a report.
     """
-    options = replace(options, scratch=maybe(options.scratch))
+    options = expanded(options)
     with session(output) as show:
         done = run_predict(expand(run), expand(dataset), expand(out), options, show)
         show.result(done, lines(done))

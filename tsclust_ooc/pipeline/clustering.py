@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tsclust_ooc import budget, files, locks, provenance, report, results, scratch
+from tsclust_ooc import files, provenance, report, results
 from tsclust_ooc.cluster import starts, stock
 from tsclust_ooc.cluster.fused import UnusableRows
 from tsclust_ooc.cluster.lloyd import Fit, PassInfo, assign, lloyd
@@ -19,13 +19,12 @@ from tsclust_ooc.errors import BadInput, CannotWrite, UsageError
 from tsclust_ooc.passes import Tally, gather, thread_mapper
 from tsclust_ooc.pipeline import describing
 from tsclust_ooc.pipeline.options import ClusterOptions, ComputeOptions
+from tsclust_ooc.pipeline.session import Session, check_apart, session
 from tsclust_ooc.progress import Listener, silent
-from tsclust_ooc.provenance import Meter
 from tsclust_ooc.results import Metrics, Run, RunManifest, RunOptions, RunWork
-from tsclust_ooc.runtime import ClusterSpec, Runtime, open_runtime
+from tsclust_ooc.runtime import Runtime
 from tsclust_ooc.units import format_bytes, format_seconds
 
-_LOCK_SECONDS = 0.5
 _ROWS_AT_ONCE = 1024
 _BLOCKS_A_WORKER = 4  # a block as read and as float32, its tile and products, and one waiting to be taken
 
@@ -76,8 +75,9 @@ def cluster(
         "cluster", k, options.engine, options.view, options.metric, options.init, options.max_iter, options.tol,
         options.seed, fit_split,
     )  # fmt: skip
-    with _Session(opened, Path(run).expanduser().absolute(), what, options, listener) as session:
-        return session.reuse() or session.cluster(options, known)
+    with _working(opened, run, options, listener) as held:
+        work = _Work(held, opened, what)
+        return work.reuse() or work.cluster(options, known)
 
 
 def predict(
@@ -99,39 +99,31 @@ def predict(
             f"{opened.path} has samples {opened.schema.item_shape}, the run {fitted.path} was fitted on "
             f"{model.item_shape} (view {model.view}). Use a dataset with the same features."
         )
-    _check_apart(Path(out).expanduser().absolute(), fitted.path)
+    check_apart(Path(out).expanduser().absolute(), fitted.path)
     what = replace(fitted.manifest.options, kind="predict", fit_split="", model=fitted.manifest.digest)
-    with _Session(opened, Path(out).expanduser().absolute(), what, options, listener) as session:
-        return session.reuse() or session.predict(fitted, model)
+    with _working(opened, out, options, listener) as held:
+        work = _Work(held, opened, what)
+        return work.reuse() or work.predict(fitted, model)
 
 
-class _Session:
-    """One cluster or predict command: the lock, the meter, the runtime and the counts it holds while it works."""
+def _working(
+    opened: Dataset, out: str | Path, options: ComputeOptions, listener: Listener
+) -> contextlib.AbstractContextManager[Session]:
+    final = Path(out).expanduser().absolute()
+    check_apart(final, opened.path)
+    return session(final, "run", "made", options, listener)
 
-    def __init__(
-        self, opened: Dataset, final: Path, what: RunOptions, options: ComputeOptions, listener: Listener
-    ) -> None:
-        self.opened, self.final, self.what, self.options, self.listener = opened, final, what, options, listener
-        _check_apart(final, opened.path)
-        self.tally, self.meter, self.stack = Tally(), Meter(), contextlib.ExitStack()
+
+class _Work:
+    """One cluster or predict command at work: rows, counts, and what it notes on the way."""
+
+    def __init__(self, held: Session, opened: Dataset, what: RunOptions) -> None:
+        self.held, self.opened, self.what, self.tally = held, opened, what, Tally()
+        self.final, self.options, self.listener = held.final, held.options, held.listener
         self.rows = {name: split.rows(what.view) for name, split in opened.items() if split.n_samples}
         self.notes: list[str] = []
         if opened.manifest.n_rejected:
             self.notes.append(f"{opened.manifest.n_rejected:,} shards were left out of the dataset (rejected.json)")
-
-    def __enter__(self) -> _Session:
-        self.limits = budget.resolve(self.options.memory, self.options.workers)
-        local = scratch.scratch_dir(self.options.scratch)
-        busy = f"{self.final} is being made by another process. Run the same command again when it is done."
-        lock = locks.name_for(local, "run", self.final)
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(locks.hold(lock, wait_seconds=_LOCK_SECONDS, busy=busy, listener=self.listener))
-            stack.enter_context(self.meter)
-            self.scratch, self.stack = local, stack.pop_all()
-        return self
-
-    def __exit__(self, *exc: Any) -> None:
-        self.stack.__exit__(*exc)
 
     def reuse(self) -> Clustered | None:
         """The published run, if it is just this one."""
@@ -174,11 +166,8 @@ class _Session:
     @contextlib.contextmanager
     def _runtime(self) -> Iterator[Runtime]:
         block = max(rows.view_dtype.itemsize * (rows.bounds[1] * rows.n_columns) for rows in self.rows.values())
-        n_workers = self.limits.workers_that_fit(_BLOCKS_A_WORKER * block, "clustering", self._sample_bytes())
-        spec = ClusterSpec(self.options.scheduler, n_workers, self.limits.memory_bytes, self.scratch)
-        with open_runtime(spec, self.listener) as runtime:
-            if runtime.dashboard:
-                self.listener.say(f"dashboard {runtime.dashboard}")
+        n_workers = self.held.workers_that_fit(_BLOCKS_A_WORKER * block, "clustering", self._sample_bytes())
+        with self.held.runtime(n_workers) as runtime:
             yield runtime
 
     def _sample_bytes(self) -> int:
@@ -199,7 +188,7 @@ class _Session:
 
     def _fit(self, runtime: Runtime, rows: DatasetRows, sample: np.ndarray[Any, Any], options: ClusterOptions) -> Fit:
         start = starts.Start(options.init, options.metric, options.seed)  # type: ignore[arg-type]
-        with thread_mapper(self.limits.n_workers) as local:
+        with thread_mapper(self.held.limits.n_workers) as local:
             centers = starts.initial_centers(
                 rows, self.what.k, start, mapper=runtime.mapper, local=local, tally=self.tally, sample=sample
             )
@@ -305,7 +294,7 @@ class _Session:
             options=self.what, n_rows={name: rows.n_rows for name, rows in self.rows.items()},
             n_columns=next(iter(self.rows.values())).n_columns, scheduler=self.options.scheduler,
             n_workers=runtime.n_workers, n_passes=self.tally.n_passes, bytes_read=self.tally.bytes_read,
-            seconds=round(self.meter.elapsed(), 3), peak_bytes=self.meter.peak_bytes, files={},
+            seconds=round(self.held.meter.elapsed(), 3), peak_bytes=self.held.meter.peak_bytes, files={},
             provenance=provenance.here_and_now(),
         )  # fmt: skip
 
@@ -340,11 +329,6 @@ def _fit_split(opened: Dataset, asked: str | None) -> str:
     if asked is not None:
         return asked
     return "train" if "train" in filled else "all" if "all" in filled else filled[0]
-
-
-def _check_apart(final: Path, given: Path) -> None:
-    if final.resolve().is_relative_to(given.resolve()):
-        raise UsageError(f"{final} lies in {given}, which is only read from. Choose another place.")
 
 
 def _watched(runtime: Runtime, stage: str, listener: Listener) -> Callable[..., Iterator[Any]]:

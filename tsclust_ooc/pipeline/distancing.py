@@ -7,12 +7,12 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
-from tsclust_ooc import budget, files, locks, matrix, scratch
-from tsclust_ooc.budget import BASE_BYTES, Budget
+from tsclust_ooc import files, matrix
+from tsclust_ooc.budget import BASE_BYTES
 from tsclust_ooc.dataset import VIEWS, Dataset, DatasetRows, open_dataset
 from tsclust_ooc.distance.dense import METRICS, UnusableRow
 from tsclust_ooc.distance.pairwise import Block, Blocks, Grid, Kept, grid, stripe_bytes, task_bytes
@@ -21,12 +21,11 @@ from tsclust_ooc.matrix import Matrix, MatrixPlan, MatrixWork, Spent
 from tsclust_ooc.passes import one_blas_thread
 from tsclust_ooc.pipeline import describing
 from tsclust_ooc.pipeline.options import ComputeOptions
+from tsclust_ooc.pipeline.session import Session, check_apart, session
 from tsclust_ooc.progress import Listener, silent
-from tsclust_ooc.provenance import Meter
-from tsclust_ooc.runtime import LEAST_WORKER_BYTES, ClusterSpec, Runtime, open_runtime
+from tsclust_ooc.runtime import LEAST_WORKER_BYTES, ClusterSpec, Runtime, worker_bytes
 from tsclust_ooc.units import format_bytes, format_count, parse_bytes, plural
 
-_LOCK_SECONDS = 0.5
 _SPARE = 1.02  # of the disk: metadata, receipts, folders
 
 
@@ -99,18 +98,20 @@ def distances(
     memory or the name does not allow it, TryAgain when another process is making it.
     """
     opened = open_dataset(dataset)
-    with _Session(opened, Path(out).expanduser().absolute(), options, listener) as session:
-        return session.reuse() or session.compute()
+    final = Path(out).expanduser().absolute()
+    check_apart(final, opened.path)
+    _splits(opened, options)
+    with session(final, "distances", "made", options, listener) as held:
+        work = _Work(held, opened, options)
+        return work.reuse() or work.compute()
 
 
-class _Session:
-    """One distances command: the lock, the meter, the rows and the plan it holds while it works."""
+class _Work:
+    """One distances command at work: its rows and its plan."""
 
-    def __init__(self, opened: Dataset, final: Path, options: DistancesOptions, listener: Listener) -> None:
-        self.opened, self.final, self.options, self.listener = opened, final, options, listener
-        if final.resolve().is_relative_to(opened.path.resolve()):
-            raise UsageError(f"{final} lies in {opened.path}, which is only read from. Choose another place.")
-        self.meter, self.stack = Meter(), contextlib.ExitStack()
+    def __init__(self, held: Session, opened: Dataset, options: DistancesOptions) -> None:
+        self.held, self.opened, self.options = held, opened, options
+        self.final, self.limits, self.listener = held.final, held.limits, held.listener
         self.split, self.against = _splits(opened, options)
         self.x = opened[self.split].rows(options.view)
         self.y = opened[self.against].rows(options.view) if self.against else None
@@ -119,21 +120,7 @@ class _Session:
             opened.manifest.digest, self.split, self.against, options.view, options.metric,
             (self.grid.n_rows, self.grid.n_columns), (self.grid.height, self.grid.width),
         )  # fmt: skip
-        self.work = matrix.work_for(final, plan)
-
-    def __enter__(self) -> _Session:
-        self.limits = budget.resolve(self.options.memory, self.options.workers)
-        local = scratch.scratch_dir(self.options.scratch)
-        busy = f"{self.final} is being made by another process. Run the same command again when it is done."
-        lock = locks.name_for(local, "distances", self.final)
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(locks.hold(lock, wait_seconds=_LOCK_SECONDS, busy=busy, listener=self.listener))
-            stack.enter_context(self.meter)
-            self.scratch, self.stack = local, stack.pop_all()
-        return self
-
-    def __exit__(self, *exc: Any) -> None:
-        self.stack.__exit__(*exc)
+        self.work = matrix.work_for(self.final, plan)
 
     def reuse(self) -> Distanced | None:
         """The published matrix, if it is just this one."""
@@ -153,11 +140,11 @@ class _Session:
         matrix.init(self.work)
         if len(todo) < len(blocks):
             self.listener.say(f"going on: {format_count(len(blocks) - len(todo))} of {len(blocks):,} blocks are there")
-        with self._runtime(n_workers) as runtime, self._naming_rows():
+        with self.held.runtime(n_workers) as runtime, self._naming_rows():
             bytes_read = self._run(runtime, todo, n_kept, len(blocks))
             spent = Spent(
                 str(self.opened.path), self.options.scheduler, runtime.n_workers, bytes_read,
-                round(self.meter.elapsed(), 4), self.meter.peak_bytes,
+                round(self.held.meter.elapsed(), 4), self.held.meter.peak_bytes,
             )  # fmt: skip
             found = matrix.finalize(self.work, blocks, spent, replace=self.options.overwrite)
             return self._distanced(found, n_computed=len(todo), dashboard=runtime.dashboard, reused=False)
@@ -175,21 +162,15 @@ class _Session:
         n_columns = None if y is None else y.n_rows
         return grid(x.n_rows, n_columns, block_bytes=parse_bytes(self.options.block_bytes))
 
-    @contextlib.contextmanager
-    def _runtime(self, n_workers: int) -> Iterator[Runtime]:
-        spec = ClusterSpec(self.options.scheduler, n_workers, self.limits.memory_bytes, self.scratch)
-        with open_runtime(spec, self.listener) as opened:
-            if opened.dashboard:
-                self.listener.say(f"dashboard {opened.dashboard}")
-            yield opened
-
     def _fit(self) -> tuple[int, int]:
         """Workers, and stripes each process keeps; CannotWrite when the memory does not hold one worker's blocks."""
-        need = _need(self.grid, self.x, self.y)
-        for n_workers in range(self.limits.n_workers, 0, -1):
-            n_kept = need.kept(self.limits, n_workers, self.options.scheduler)
+        need, spec = _need(self.grid, self.x, self.y), self.held.spec()
+        for n_workers in range(spec.n_workers, 0, -1):
+            n_kept = need.kept(spec, n_workers)
             if n_kept:
                 return n_workers, n_kept
+        if spec.scheduler == "slurm":
+            self.held.workers_that_fit(need.task + min(2, need.n_stripes) * need.stripe, self._what())
         wanted = need.least_memory(self.options.scheduler)
         raise CannotWrite(
             f"{self._what()} need {format_bytes(wanted)} of memory with one worker (a block and its mirror image of "
@@ -265,14 +246,20 @@ class _Need:
     task: int
     n_stripes: int
 
-    def kept(self, limits: Budget, n_workers: int, scheduler: str) -> int:
+    def kept(self, spec: ClusterSpec, n_workers: int) -> int:
         """Stripes that each process can keep with so many workers, 0 when the tasks themselves do not fit.
 
         Threads share what is kept; a worker process has its own, and the interpreter besides.
         """
-        n_threads, room = n_workers, limits.working_bytes
-        if scheduler != "threads":
-            n_threads, room = 1, limits.working_bytes // n_workers - LEAST_WORKER_BYTES
+        n_threads, room = 1, spec.memory_bytes - BASE_BYTES
+        if spec.threaded:
+            n_threads = n_workers
+        elif spec.scheduler == "local":
+            room = room // n_workers - LEAST_WORKER_BYTES
+        elif spec.scheduler == "slurm":
+            room = worker_bytes(spec) - LEAST_WORKER_BYTES
+        else:  # what its workers may use is known when they are met; two stripes are what a block needs
+            return min(2, self.n_stripes)
         n_kept = (room - n_threads * self.task) // self.stripe
         # Each task holds two; with fewer than that kept, what is in use would go beyond.
         return min(n_kept, self.n_stripes) if n_kept >= min(2 * n_threads, self.n_stripes) else 0

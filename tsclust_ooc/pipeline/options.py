@@ -1,14 +1,20 @@
-"""What a user may choose of cluster and predict, declared once: help, environment and TOML come from here."""
+"""What a user may choose of cluster and predict, declared once: help, environment and TOML come from here.
 
-from __future__ import annotations
+Annotations are evaluated here, not kept as text: those of ComputeOptions are inherited in other modules, where cyclopts
+would look for their names in vain.
+"""
 
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from tsclust_ooc.cluster import starts
 from tsclust_ooc.dataset import VIEWS
 from tsclust_ooc.errors import UsageError
+from tsclust_ooc.runtime import Jobs
 
 ENGINES = ("lloyd", "dask-ml")
 METRICS = ("euclidean", "cosine")
@@ -16,20 +22,23 @@ METRICS = ("euclidean", "cosine")
 
 @dataclass(frozen=True)
 class ComputeOptions:
-    """Where the passes run.
+    """Where the work runs.
 
     Attributes
     ----------
     scheduler
-        'threads' (no open port), or 'local' (a dask cluster of processes here: TLS, loopback only, with a dashboard).
+        'threads' (no open port), 'local' (a dask cluster of processes here: TLS, loopback only, with a dashboard),
+        'slurm' (the same with Slurm jobs as workers), or the address tls://HOST:PORT of a running dask cluster.
     memory
-        Memory of the whole process tree, like 4GB. Default: half of what this job may use.
+        Memory of the whole process tree here, like 4GB. Default: half of what this job may use.
     workers
-        Blocks computed side by side. Default: from cores and memory.
+        Tasks that run side by side. Default: from cores and memory; with slurm as many as one job has cores.
     scratch
         Directory on a disk of this node. Default: the first node-local one found.
     overwrite
         Replace the result that is already there, in one step, when the new one is complete.
+    jobs
+        What a batch scheduler is asked for.
     """
 
     scheduler: str = "threads"
@@ -37,6 +46,7 @@ class ComputeOptions:
     workers: int | None = None
     scratch: Path | None = None
     overwrite: bool = False
+    jobs: Annotated[Jobs, Parameter(name="*", group="Batch jobs and clusters")] = Jobs()
 
 
 @dataclass(frozen=True)
