@@ -16,8 +16,10 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "KMeans": "tsclust_ooc.cluster.kmeans",
     "open_dataset": "tsclust_ooc.dataset",
+    "open_matrix": "tsclust_ooc.matrix",
     "open_run": "tsclust_ooc.results",
     "open_source": "tsclust_ooc.source",
+    "pairwise": "tsclust_ooc.distance.pairwise",
     "write_demo": "tsclust_ooc.demo",
 }
 

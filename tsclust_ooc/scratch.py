@@ -9,6 +9,7 @@ import contextlib
 import os
 import re
 import stat
+import sys
 import tempfile
 from pathlib import Path
 
@@ -74,3 +75,7 @@ def _private(place: Path) -> Path:
     if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and stat.S_IMODE(found.st_mode) == 0o700:
         return path
     return Path(tempfile.mkdtemp(prefix="tsclust-", dir=place))
+
+
+if __name__ == "__main__":
+    sys.stdout.write(f"{scratch_dir()}\n")  # for job scripts, which know their node only when they run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import itertools
 import operator
 import os
@@ -10,7 +11,7 @@ import pickle
 import re
 import secrets
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,13 +123,13 @@ def say_dashboard(url: str, listener: Listener) -> None:
         listener.say(f"dashboard {url}\n  from your own machine: {tunnel(url, os.environ)}")
 
 
-def tunnel(url: str, environ: Any) -> str:
+def tunnel(url: str, environ: Mapping[str, str]) -> str:
     """The ssh command that makes a dashboard on this node's loopback visible as http://127.0.0.1:8787/status there.
 
     Inside a Slurm job the way leads over the node it was submitted from: compute nodes are rarely reached directly.
     """
     port = url.partition("://")[2].partition("/")[0].rpartition(":")[2]
-    user, here = environ.get("USER", "USER"), socket.gethostname()
+    user, here = getpass.getuser(), socket.gethostname()
     over = environ.get("SLURM_SUBMIT_HOST", here)
     jump = "" if over == here else f"-J {user}@{over} "
     return f"ssh -N -L 8787:127.0.0.1:{port} {jump}{user}@{here}   then open http://127.0.0.1:8787/status"

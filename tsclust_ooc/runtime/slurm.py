@@ -26,6 +26,7 @@ from tsclust_ooc.files import naming_the_place, siblings
 from tsclust_ooc.progress import Listener
 from tsclust_ooc.runtime.client import CONFIG, ONE_THREAD, OnDask, has_dashboard, recorded, say_dashboard
 from tsclust_ooc.runtime.doors import LOOPBACK, address_of, open_doors, refuse_open_doors
+from tsclust_ooc.runtime.local import private_folder
 from tsclust_ooc.runtime.spec import ClusterSpec, Jobs, Runtime, worker_bytes
 from tsclust_ooc.runtime.surroundings import environment, interrupts_wait, temporaries_in, told, unheard
 from tsclust_ooc.units import plural
@@ -50,12 +51,12 @@ def open_slurm(spec: ClusterSpec, listener: Listener) -> Iterator[Runtime]:
     check_jobs(spec.jobs)
     if shutil.which("sbatch") is None:
         raise TsclustError(
-            "--scheduler slurm needs sbatch, which is not on the PATH. Run this on a node of the cluster."
+            "--scheduler slurm needs sbatch, and it is not on the PATH. Run this on a node of the cluster."
         )
     distributed, dask, jobqueue = load("distributed"), load("dask"), load("dask_jobqueue", "hpc")
     known = open_doors([address])
     with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(_shared_folder(spec))
+        keys, folder = stack.enter_context(_shared_folder(spec)), stack.enter_context(private_folder(spec.scratch))
         config = CONFIG | {"distributed.scheduler.no-workers-timeout": None}  # a requeued job may wait for hours
         stack.enter_context(dask.config.set(config))
         stack.enter_context(environment({"DASK_LOGGING__DISTRIBUTED": "critical"}))
@@ -63,8 +64,8 @@ def open_slurm(spec: ClusterSpec, listener: Listener) -> Iterator[Runtime]:
         dashboard = has_dashboard(listener)
         with interrupts_wait(), temporaries_in(folder):
             security = distributed.Security.temporary(tls_min_version=load("ssl").TLSVersion.TLSv1_3)
-            _write_keys(security, folder)
-            cluster = _start(jobqueue, security, spec, limit, folder)
+            _write_keys(security, keys)
+            cluster = _start(jobqueue, security, spec, limit, keys)
             stack.callback(cluster.close)
             client = distributed.Client(cluster)
             stack.callback(client.close)
@@ -74,7 +75,7 @@ def open_slurm(spec: ClusterSpec, listener: Listener) -> Iterator[Runtime]:
         _ask_for_workers(cluster, spec)
         url = cluster.dashboard_link if dashboard else ""
         say_dashboard(url, listener)
-        _wait_for_workers(client, cluster, folder, listener)
+        _wait_for_workers(client, cluster, keys, listener)
         report = stack.enter_context(recorded(client, folder))
         stack.enter_context(told(("distributed.scheduler",), listener))
         yield OnDask(client, report, listener, spec.n_workers, limit, url)
@@ -108,11 +109,11 @@ def worker_command(spec: ClusterSpec, address: str, name: str, limit: int) -> st
     return f'exec {shlex.join(words)} --local-directory "$place"'
 
 
-def prologue(folder: Path, config: str) -> list[str]:
+def prologue(keys: Path, config: str) -> list[str]:
     """The lines of a job script before its command: log, environment, a private directory on the node's own disk."""
     python = shlex.quote(sys.executable)
     return [
-        f"cd -- {shlex.quote(str(folder))} || exit 1",
+        f"cd -- {shlex.quote(str(keys))} || exit 1",
         'exec > "worker-$SLURM_JOB_ID.log" 2>&1',
         f"export DASK_INTERNAL_INHERIT_CONFIG={shlex.quote(config)}",
         *(f"export {name}={value}" for name, value in (ONE_THREAD | {"NUMBA_NUM_THREADS": "1"}).items()),
@@ -146,7 +147,7 @@ def _write_keys(security: Any, folder: Path) -> None:
             file.write(getattr(security, attribute))
 
 
-def _start(jobqueue: Any, security: Any, spec: ClusterSpec, limit: int, folder: Path) -> Any:
+def _start(jobqueue: Any, security: Any, spec: ClusterSpec, limit: int, keys: Path) -> Any:
     jobs, config = spec.jobs, load("dask.config").serialize(CONFIG)
 
     class WorkerJob(jobqueue.slurm.SLURMJob):  # type: ignore[misc]
@@ -168,7 +169,7 @@ def _start(jobqueue: Any, security: Any, spec: ClusterSpec, limit: int, folder: 
             account=jobs.account, walltime=jobs.walltime, job_name="tsclust-worker", python=shlex.quote(sys.executable),
             job_mem=f"{math.ceil(jobs.memory_bytes / 2**20)}M",
             job_extra_directives=["--output=/dev/null", *jobs.directives],
-            job_script_prologue=prologue(folder, config),
+            job_script_prologue=prologue(keys, config),
             interface=jobs.interface, protocol="tls://", security=security, silence_logs=logging.CRITICAL,
             scheduler_options={"interface": jobs.interface, "port": 0, "dashboard_address": f"{LOOPBACK}:0"},
         )  # fmt: skip
@@ -199,7 +200,7 @@ def _ask_for_workers(cluster: Any, spec: ClusterSpec) -> None:
         cluster.scale(spec.n_workers)
 
 
-def _wait_for_workers(client: Any, cluster: Any, folder: Path, listener: Listener) -> None:
+def _wait_for_workers(client: Any, cluster: Any, keys: Path, listener: Listener) -> None:
     """Until the first worker is there; TsclustError when all jobs are gone without one."""
     waited = 0
     while not client.scheduler_info(n_workers=-1)["workers"]:
@@ -209,7 +210,7 @@ def _wait_for_workers(client: Any, cluster: Any, folder: Path, listener: Listene
         jobs = [str(job.job_id) for job in cluster.workers.values() if getattr(job, "job_id", None)]
         queued = _squeue(jobs)
         if jobs and not queued and not client.scheduler_info(n_workers=-1)["workers"]:
-            tails = [f"{log.name}: {log.read_text(errors='replace')[-500:]}" for log in folder.glob("worker-*.log")]
+            tails = [f"{log.name}: {log.read_text(errors='replace')[-500:]}" for log in keys.glob("worker-*.log")]
             raise TsclustError(
                 f"{plural(len(jobs), 'job')} ended before a worker was ready ({', '.join(jobs)}). "
                 f"{' | '.join(tails) or 'They left no log.'} See: scontrol show job {jobs[0]}"

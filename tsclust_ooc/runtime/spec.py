@@ -50,7 +50,7 @@ class Jobs:
     tls
         Directory with ca.pem, cert.pem and key.pem for --scheduler tls://... Default: what dask's configuration says.
     directives
-        A further directive of the jobs, as the scheduler writes it (leading dashes and all); may be given several times.
+        A further directive of the jobs, as the scheduler writes it, dashes and all; may be given several times.
     """
 
     queue: str | None = None
@@ -163,7 +163,7 @@ def worker_bytes(spec: ClusterSpec) -> int:
 def _job_share(jobs: Jobs) -> int:
     share = (jobs.memory_bytes - _NANNY_BYTES) // jobs.n_cores
     if share < LEAST_WORKER_BYTES:
-        enough = format_bytes(_NANNY_BYTES + jobs.n_cores * LEAST_WORKER_BYTES + 5 * 10**6).replace(" ", "")
+        enough = format_bytes(1.01 * (_NANNY_BYTES + jobs.n_cores * LEAST_WORKER_BYTES)).replace(" ", "")
         raise CannotWrite(
             f"a job of {plural(jobs.n_cores, 'worker')} needs "
             f"{format_bytes(LEAST_WORKER_BYTES)} for each and {format_bytes(_NANNY_BYTES)} besides, and --job-memory "
