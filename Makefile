@@ -7,6 +7,8 @@ VIEW      ?= flatten
 OUT       ?= out/run-k$(K)-$(VIEW)
 SCHEDULER ?= threads
 MEMORY    ?=
+BATCH     ?= slurm
+PRINT     ?= --print
 ARGS      ?=
 
 UV      := 0.13.9
@@ -19,7 +21,7 @@ LIMITS  := $(if $(MEMORY),--memory $(MEMORY))
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo inspect consolidate verify cluster distances report test lint check bench lock clean
+.PHONY: help setup demo inspect consolidate verify cluster distances submit report test lint check bench lock clean
 
 help: ## this table of contents
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +62,10 @@ cluster: $(READY) ## DATASET (made from SRC if it is not there) -> OUT: K cluste
 distances: $(READY) ## DATASET (made from SRC if it is not there) -> out/distances: all rows of a split to all (ARGS='--split val')
 	@test -f '$(DATASET)/manifest.json' || $(MAKE) --no-print-directory consolidate ARGS=
 	$(TSCLUST) distances '$(DATASET)' out/distances --view $(VIEW) --scheduler $(SCHEDULER) $(LIMITS) $(ARGS)
+
+submit: $(READY) ## the jobs that make DATASET of SRC, printed (ARGS='--queue cpu'); really submitted: make submit PRINT=
+	@$(if $(filter out/demo,$(SRC)),$(TSCLUST) demo out/demo --quiet)
+	$(TSCLUST) submit consolidate '$(SRC)' '$(DATASET)' --scheduler $(BATCH) $(PRINT) $(ARGS)
 
 report: $(READY) ## the report of OUT, rendered again beside it
 	$(TSCLUST) report '$(OUT)' $(ARGS)
