@@ -1,6 +1,6 @@
 """Kills a command at the 1st, 2nd, ... n-th file event it makes, each time runs it again, and reports what it saw.
 
-    python crashing.py '{"place": ..., "target": ..., "prepare": [], "words": [...], "first": 1, "step": 2}'
+    python crashing.py '{"place": ..., "target": ..., "prepare": [], "words": [...], "after": [], "first": 1, ...}'
 
 Run as a script by `test_crashes.py`. The hook sits in the child alone (sys.addaudithook); the code under test has none.
 Everything is imported once; each run is a fork. An event is a file opened for writing, a rename, link, removal, or a
@@ -18,12 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
-from tsclust_ooc.cli import main
+from tsclust_ooc import checkpoint
+from tsclust_ooc.cli import build_app, cluster_command, consolidate_command, distances_command, main  # noqa: F401
 from tsclust_ooc.dataset import open_dataset
 from tsclust_ooc.dataset import verify as verify_dataset
 from tsclust_ooc.distance.pairwise import pairwise
 from tsclust_ooc.matrix import changed_files, open_matrix
-from tsclust_ooc.pipeline import clustering, consolidating, distancing, verifying  # noqa: F401 - imported before the forks
+from tsclust_ooc.pipeline import arrays, clustering, consolidating, distancing, verifying  # noqa: F401 - imported before the forks
 from tsclust_ooc.results import open_run
 
 KILLED = 137
@@ -116,8 +117,11 @@ def reported_state(target, box):
     return box.read_text()
 
 
-def sweep(place, target, prepare, words, first, step):
-    """Reset the place, kill at n, look, run again, look; n = first, first + step, ... until the command completes."""
+def sweep(place, target, prepare, words, after, first, step):
+    """Reset the place, kill at n, look, run again and the commands after it, look; n = first, first + step, ...
+
+    Until the command completes.
+    """
     box, seen, prepared = place.with_name(f"{place.name}.state"), [], place.with_name(f"{place.name}.prepared")
     quiet = [*words, "--quiet"]
     place.mkdir()
@@ -131,6 +135,8 @@ def sweep(place, target, prepare, words, first, step):
         status = killed_at(n, str(place), quiet)
         after_kill = reported_state(target, box)
         again = in_fork(lambda: main(quiet)) if status == KILLED else status
+        for then in after:
+            again = again or in_fork(lambda then=then: main([*then, "--quiet"]))
         end = reported_state(target, box)
         left = sorted(p.name for p in place.iterdir() if p.name.startswith("."))
         seen.append(
@@ -141,9 +147,11 @@ def sweep(place, target, prepare, words, first, step):
 
 
 if __name__ == "__main__":
+    build_app()  # loads what every command line needs
+    checkpoint.LEAST_SECONDS = 0.0  # after each pass: by the clock the events would not be the same each time
     spec = json.loads(sys.argv[1])
     if spec["words"][0] == "distances":
         pairwise(np.eye(3, dtype=np.float32), metric="cityblock")  # kernels are loaded once, not in each fork
     places = Path(spec["place"]), Path(spec["target"])
-    found = sweep(*places, spec["prepare"], spec["words"], spec["first"], spec["step"])
+    found = sweep(*places, spec["prepare"], spec["words"], spec["after"], spec["first"], spec["step"])
     print(json.dumps(found))

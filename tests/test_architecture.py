@@ -1,9 +1,9 @@
 """The house's rules, read from the source: who may import whom, where, and how large things may be.
 
-    ground   errors progress units extras files budget records locks provenance scratch
-    data     shards/ store plan staging reading source dataset consolidate
+    ground   errors progress units extras files budget records locks provenance scratch interruption arguments
+    data     shards/ store plan staging reading source dataset consolidate tasks
     compute  passes distance/ cluster/ encoders/ scores projection
-    edge     runtime results matrix report
+    edge     runtime submission published checkpoint results matrix report publishing
     top      demo pipeline/ cli/
 
 A new module gets a line in HOUSE: its layer, and a height above everything it imports.
@@ -33,6 +33,8 @@ HOUSE = {
     "budget": ("ground", 2),
     "records": ("ground", 2),
     "locks": ("ground", 2),
+    "interruption": ("ground", 1),
+    "arguments": ("ground", 3),
     "shards": ("data", 3),
     "store": ("data", 3),
     "plan": ("data", 4),
@@ -42,6 +44,7 @@ HOUSE = {
     "source": ("data", 6),
     "work": ("data", 6),
     "consolidate": ("data", 7),
+    "tasks": ("data", 8),
     "passes": ("compute", 3),
     "distance": ("compute", 4),
     "cluster": ("compute", 5),
@@ -49,9 +52,13 @@ HOUSE = {
     "scores": ("compute", 5),
     "projection": ("compute", 5),
     "runtime": ("edge", 3),
+    "submission": ("edge", 4),
+    "published": ("edge", 4),
+    "checkpoint": ("edge", 6),
     "results": ("edge", 5),
     "matrix": ("edge", 6),
     "report": ("edge", 6),
+    "publishing": ("edge", 7),
     "demo": ("top", 8),
     "pipeline": ("top", 9),
     "cli": ("top", 10),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import psutil
 import pytest
 import zarr
 from sources import (
@@ -28,11 +30,21 @@ from sources import (
     write_shard,
 )
 
-from tsclust_ooc import budget, files, locks, scratch
+from tsclust_ooc import budget, files, locks, scratch, tasks
+from tsclust_ooc import consolidate as steps
+from tsclust_ooc import work as work_dir
 from tsclust_ooc.dataset import open_dataset, read_rejected, verify
 from tsclust_ooc.errors import BadInput, CannotWrite, TryAgain, UsageError
 from tsclust_ooc.pipeline import consolidating
 from tsclust_ooc.pipeline.consolidating import BadShards, Consolidated, ConsolidateOptions, DryRun, consolidate
+from tsclust_ooc.plan import make_plan
+from tsclust_ooc.runtime import LEAST_WORKER_BYTES, Jobs
+from tsclust_ooc.shards.parsers import Parsers
+from tsclust_ooc.shards.survey import survey
+from tsclust_ooc.staging import Staging
+
+# distributed leaves a connection that was being made to a worker when that was killed to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed <ssl.SSLSocket:ResourceWarning")
 
 SKIP = replace(OPTIONS, on_bad="skip")
 OVERWRITE = replace(OPTIONS, overwrite=True)
@@ -290,7 +302,7 @@ def test_a_dataset_inside_its_source_is_refused(tmp_path, place):
     item_per_file(tmp_path / "source" / "train", 3)
     (tmp_path / "link").symlink_to(tmp_path / "source")
     before = contents(tmp_path / "source")
-    with pytest.raises(UsageError, match="inside the source"):
+    with pytest.raises(UsageError, match="which is only read from"):
         consolidate(tmp_path / "source", tmp_path / place, OPTIONS)
     assert contents(tmp_path / "source") == before
 
@@ -386,6 +398,117 @@ def test_a_killed_command_is_finished_by_the_same_command_with_the_same_bytes(tm
     assert any(published.get(name) == inode for name, inode in kept.items())  # what had a receipt was not done again
 
 
+# Processes
+
+LOCAL = replace(OPTIONS, scheduler="local", workers=2, memory="2GB", stage="always")
+
+
+class Striking(Hearing):
+    """Ends a process of this command with SIGKILL when the first partition is done; `parsers` are those it had."""
+
+    def __init__(self, whom):
+        super().__init__()
+        self.whom, self.parsers = whom, []
+
+    def advance(self, stage, done, total):
+        if stage == "write" and self.whom:
+            victim = self.whom()
+            self.whom = None
+            self.parsers = [child.pid for child in victim.children()]
+            victim.kill()
+
+
+def a_worker() -> psutil.Process:
+    """A worker process of this one that has a parser."""
+    return next(
+        worker
+        for worker in psutil.Process().children()
+        if any("tsclust_ooc.shards.child" in child.cmdline() for child in worker.children())
+    )
+
+
+def needing_parsers(source: Path, n: int) -> np.ndarray:
+    """Shards that no template fits, so that worker processes have parsers."""
+    return item_per_file(source, n, chunks=ITEM, fletcher32=True)
+
+
+def in_scratch(place: Path) -> list[Path]:
+    """Files of staging and clusters that were left in scratch."""
+    return [p for p in place.rglob("*") if p.is_file() and p.suffix not in (".lock", ".holder")]
+
+
+def test_worker_processes_write_the_same_bytes_even_when_one_is_killed(tmp_path):
+    needing_parsers(tmp_path / "source", 400)
+    (tmp_path / "scratch").mkdir()
+    threads = consolidate(tmp_path / "source", tmp_path / "threads", OPTIONS)
+    striking = Striking(a_worker)
+    asked = replace(LOCAL, scratch=tmp_path / "scratch")
+    local = consolidate(tmp_path / "source", tmp_path / "local", asked, striking)
+    assert striking.parsers
+    assert not any(psutil.pid_exists(pid) for pid in striking.parsers)
+    assert local.digest == threads.digest
+    assert data_of(tmp_path / "local") == data_of(tmp_path / "threads")
+    assert local.dashboard.startswith("http://127.0.0.1:")
+    assert in_scratch(tmp_path / "scratch") == []
+
+
+def test_a_command_killed_with_its_cluster_is_finished_by_the_same_command(tmp_path):
+    needing_parsers(tmp_path / "source", 400)
+    (tmp_path / "scratch").mkdir()
+    consolidate(tmp_path / "source", tmp_path / "threads", OPTIONS)
+    places = [str(tmp_path / name) for name in ("source", "local", "scratch")]
+    ended = subprocess.run([sys.executable, __file__, *places], stderr=subprocess.DEVNULL, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert not (tmp_path / "local").exists()
+    asked = replace(LOCAL, scheduler="threads", scratch=tmp_path / "scratch")
+    done = consolidate(tmp_path / "source", tmp_path / "local", asked)
+    assert not done.reused
+    assert data_of(tmp_path / "local") == data_of(tmp_path / "threads")
+    assert in_scratch(tmp_path / f"scratch/tsclust-{os.getuid()}/stage") == []
+
+
+def test_a_task_is_small_named_and_does_what_a_thread_does(tmp_path, monkeypatch):
+    source = tmp_path / "source"
+    needing_parsers(source, 500)
+    consolidate(source, tmp_path / "whole", OPTIONS)
+    with Parsers(1) as parsers:
+        plan = make_plan(survey(source, parsers), OPTIONS.plan_options())
+    work = steps.init(tmp_path / "ds", plan, ())
+    staging = Staging("always", asked=tmp_path / "scratch")
+    (tmp_path / "scratch").mkdir()
+    assert tasks.write_task(work, Staging("never")).task_name == "write-chunk"
+    task = tasks.write_task(work, staging)
+    assert task.task_name == "stage-write-chunk"
+    assert len(pickle.dumps((task, plan.partitions[0]))) < 1000
+    monkeypatch.setattr(tasks, "_IDLE_SECONDS", 0.2)
+    assert steps.run(work, task, map) == []
+    (bench,) = tasks._benches.values()
+    bench.closing.join(10)
+    assert tasks._benches == {}
+    assert in_scratch(tmp_path / "scratch") == []
+    steps.finalize(work, replace_existing=False)
+    assert data_of(tmp_path / "ds") == data_of(tmp_path / "whole")
+    with pytest.raises(work_dir.Superseded):
+        task(plan.partitions[0])
+
+
+def test_workers_are_as_many_as_the_memory_holds(tmp_path):
+    item_per_file(tmp_path / "source", 200)
+    asked = replace(OPTIONS, dry_run=True, workers=4)
+    least = LEAST_WORKER_BYTES + 2 * 4032 + 200 * 700
+    for n in (1, 2, 3):
+        local = replace(asked, scheduler="local", memory=str(budget.BASE_BYTES + n * least))
+        plan = consolidate(tmp_path / "source", tmp_path / "ds", local)
+        assert (plan.n_workers, plan.memory_bytes) == (n, budget.BASE_BYTES + n * least)
+    with pytest.raises(CannotWrite, match="consolidation needs 800 MB of memory with one worker"):
+        consolidate(tmp_path / "source", tmp_path / "ds", replace(local, memory=str(budget.BASE_BYTES + least - 1)))
+    slurm = replace(asked, scheduler="slurm", memory="500MB", jobs=Jobs(job_memory="1GB", job_cores=4, interface="lo"))
+    with pytest.raises(CannotWrite, match=r"--job-memory"):
+        consolidate(tmp_path / "source", tmp_path / "ds", slurm)
+    assert consolidate(tmp_path / "source", tmp_path / "ds", replace(slurm, jobs=Jobs(interface="lo"))).n_workers == 4
+    assert consolidate(tmp_path / "source", tmp_path / "ds", asked).n_workers == 4
+
+
 def test_a_single_file_is_a_source(tmp_path):
     write_shard(tmp_path / "all.h5", values(50, (16,)))
     done = consolidate(tmp_path / "all.h5", tmp_path / "ds", replace(OPTIONS, layout="rows-per-file"))
@@ -398,3 +521,7 @@ def test_home_is_understood(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     consolidate("~/source", "~/made/deep/ds", OPTIONS)
     assert np.array_equal(stored(tmp_path / "made/deep/ds"), samples)
+
+
+if __name__ == "__main__":  # a command that dies with SIGKILL when its first partition is written by a worker process
+    consolidate(*sys.argv[1:3], replace(LOCAL, scratch=Path(sys.argv[3])), Striking(psutil.Process))

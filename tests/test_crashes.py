@@ -9,6 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from crashing import tree_digest
 
 KILLED, LANES = 137, 2
 
@@ -16,8 +17,12 @@ KILLED, LANES = 137, 2
 @pytest.fixture
 def world(tmp_path):
     """A folder with a small source: two splits, one of them of several chunks."""
+    return with_source(tmp_path, {"train": 10, "val": 3})
+
+
+def with_source(tmp_path, sizes):
     rng = np.random.default_rng(0)
-    for split, n in (("train", 10), ("val", 3)):
+    for split, n in sizes.items():
         folder = tmp_path / "source" / split
         folder.mkdir(parents=True)
         for i in range(n):
@@ -30,14 +35,17 @@ def digest_of(folder):
     return hashlib.sha256(b"".join(p.read_bytes() for p in sorted(Path(folder).rglob("*.h5")))).hexdigest()
 
 
-def sweep(world, name, command, prepare=None):
-    """All kill points of a command, half of them in each of two processes (the points do not depend on each other)."""
+def sweep(world, name, command, *prepare, after=()):
+    """All kill points of a command, half of them in each of two processes (the points do not depend on each other).
+
+    `prepare` are commands that ran before it, `after` those that run when it has been run again.
+    """
     script, lanes = str(Path(__file__).with_name("crashing.py")), []
     for lane in range(LANES):
         place = world / f"place{lane}"
         spec = {
             "place": str(place), "target": str(place / name), "words": command(place), "first": lane + 1,
-            "step": LANES, "prepare": [prepare(place)] if prepare else [],
+            "step": LANES, "prepare": [one(place) for one in prepare], "after": [one(place) for one in after],
         }  # fmt: skip
         lanes.append(
             subprocess.Popen([sys.executable, script, json.dumps(spec)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -94,6 +102,22 @@ def test_an_overwrite_killed_at_any_file_event_leaves_the_old_dataset_or_the_new
     killed = check(seen, capsys, "consolidate --overwrite", old=old)
     # The swap is one step here, so the name is never without a dataset.
     assert all(one["after_kill"] != "absent" for one in killed)
+
+
+STEPS = (["--init"], ["--partition", "1"], ["--partition", "0"], ["--finalize"])
+
+
+@pytest.mark.parametrize("nth", [0, 2, 3], ids=["init", "partition", "finalize"])
+def test_a_step_killed_at_any_file_event_is_done_by_the_same_step_again(tmp_path, capsys, nth):
+    world = with_source(tmp_path, {"train": 5, "val": 1})
+    steps = [consolidate(world, *step) for step in STEPS]
+    seen = sweep(world, "dataset", steps[nth], *steps[:nth], after=steps[nth + 1 :])
+    killed = check(seen, capsys, f"consolidate {STEPS[nth][0]}")
+    assert len(killed) > 5
+    (world / "alone").mkdir()
+    words = [sys.executable, "-m", "tsclust_ooc", *consolidate(world)(world / "alone"), "--quiet"]
+    subprocess.run(words, check=True)
+    assert seen[-1]["end"] == tree_digest(world / "alone/dataset", ["data.zarr", "index"])
 
 
 def test_a_run_killed_at_any_file_event_is_absent_or_whole_and_finishes_with_the_same_labels(world, capsys):

@@ -2,6 +2,7 @@
 
 import pickle
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 
 from tsclust_ooc.cluster.fused import NonFiniteRows, ZeroRows, farthest, fused, tile_rows, unit
-from tsclust_ooc.cluster.lloyd import assign, lloyd, total_sum_of_squares
+from tsclust_ooc.cluster.lloyd import State, assign, lloyd, total_sum_of_squares
 from tsclust_ooc.errors import BadInput, UsageError
 from tsclust_ooc.passes import Tally, as_rows, one_pass, thread_mapper
 
@@ -293,3 +294,99 @@ def test_options_that_cannot_be_meant_are_refused_by_name(change, error, message
     options = {"centers": np.eye(2, 12), **change}
     with pytest.raises(error, match=message):
         lloyd(as_rows(blobs()), **options)
+
+
+# going on from a state
+
+
+def two_clusters_starve():
+    x = blobs(seed=2)
+    return x, np.concatenate([x[:3], np.full((2, x.shape[1]), 1e3)])
+
+
+FITS = {
+    "euclidean": (blobs(spread=5.0, seed=5), blobs(spread=5.0, seed=5)[:6], {}),
+    "cosine": (blobs(spread=5.0), blobs(spread=5.0)[:6] * 3, {"metric": "cosine"}),
+    "float64": (blobs(spread=5.0, dtype=np.float64) + 1e4, blobs(spread=5.0, dtype=np.float64)[:6] + 1e4, {}),
+    "labels settle": (blobs(spread=3.0, seed=1), blobs(spread=3.0, seed=1)[:4], {"tol": 0.0}),
+    "centers stand still": (blobs(spread=5.0, seed=5), blobs(spread=5.0, seed=5)[:6], {"tol": 0.01}),
+    "max_iter": (blobs(spread=5.0, seed=5), blobs(spread=5.0, seed=5)[:6], {"max_iter": 3}),
+    "empty clusters": (*two_clusters_starve(), {}),
+    "empty clusters, few rows": (two_clusters_starve()[0][:30], two_clusters_starve()[1], {"tol": 0.0}),
+    "one cluster": (blobs(), blobs()[:1], {}),
+    "many clusters": (blobs(spread=5.0), blobs(spread=5.0)[:150], {"max_iter": 4}),
+}
+
+
+def plain(fit):
+    """A fit as values that compare, without the seconds its passes took."""
+    arrays = [getattr(fit, name) for name in ("centers", "labels", "distances", "sizes")]
+    passes = [(p.number, p.inertia, p.moved, p.bytes_read) for p in fit.history]
+    rest = (fit.inertia, fit.total_ss, fit.n_iter, fit.n_passes, fit.converged)
+    return [(a.dtype.str, a.shape, a.tobytes()) for a in arrays], passes, rest
+
+
+def copied(states):
+    """A listener that keeps every state; what it is given is overwritten later."""
+    return lambda state: states.append(replace(state, labels=state.labels.copy()))
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_a_fit_that_goes_on_from_any_state_ends_as_the_undisturbed_one_bit_for_bit(name):
+    x, init, options = FITS[name]
+    states, tally = [], Tally()
+    whole = lloyd(blocks(x, 7), init, on_state=copied(states), tally=tally, **options)
+    assert [len(s.history) for s in states] == list(range(len(whole.history)))
+    for state in states:
+        told, later, again = [], [], Tally(2, 500)
+        fit = lloyd(
+            blocks(x, 7), init, resume=state, on_state=copied(later), on_pass=told.append, tally=again, **options
+        )
+        assert plain(fit) == plain(whole)
+        assert [info.number for info in told] == list(range(len(state.history) + 1, len(whole.history) + 1))
+        assert [s.n_iter for s in later] == [s.n_iter for s in states[len(state.history) + 1 :]]
+        assert (again.n_passes, again.bytes_read) == (tally.n_passes + 2, tally.bytes_read + 500)
+
+
+def test_the_rest_of_a_fit_reads_the_data_only_as_often_as_its_passes():
+    x, states = blobs(spread=5.0, seed=5), []
+    whole = lloyd(blocks(x, 7), x[:6], on_state=copied(states))
+    rows = Counting(blocks(x, 7))
+    lloyd(rows, x[:6], resume=states[4])
+    assert rows.reads == list(range(7)) * (whole.n_passes - 4)
+
+
+@pytest.mark.parametrize("block", [0, 3, 6])
+def test_a_pass_that_breaks_off_leaves_the_state_before_it_whole(block):
+    x, newest, kept = blobs(spread=5.0, seed=5), [], []
+
+    class Breaking(Counting):
+        def read(self, wanted):
+            if len(kept) == 4 and wanted == block:
+                raise KeyboardInterrupt
+            return super().read(wanted)
+
+    def keep(state):
+        newest[:] = [state]
+        copied(kept)(state)
+
+    whole = lloyd(blocks(x, 7), x[:6])
+    with pytest.raises(KeyboardInterrupt):
+        lloyd(Breaking(blocks(x, 7)), x[:6], on_state=keep)
+    np.testing.assert_array_equal(newest[0].labels, kept[-1].labels)
+    assert plain(lloyd(blocks(x, 7), x[:6], resume=newest[0])) == plain(whole)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"labels": np.zeros(7, np.int32)}, "7 labels was given. Wanted: float32 and 600 labels"),
+        ({"centers": np.eye(2, 12)}, "float64 centers"),
+        ({"centers": np.eye(2, 5, dtype="f4")}, r"\(2, 5\)"),
+        ({"centers": np.full((2, 12), np.nan, "f4")}, "NaN"),
+    ],
+)
+def test_a_state_of_other_rows_is_refused(change, said):
+    state = replace(State(np.eye(2, 12, dtype="f4"), np.full(600, -1, np.int32)), **change)
+    with pytest.raises(BadInput, match=said):
+        lloyd(as_rows(blobs()), np.eye(2, 12), resume=state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -20,7 +21,11 @@ SCHEMA = Schema("item-per-file", KEY, ITEM, "<f4")
 
 def children() -> set[int]:
     """Processes that this one started and has not reaped."""
-    return {int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
+    found = set()
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # a thread may end while we look
+            found |= set(map(int, (task / "children").read_text().split()))
+    return found
 
 
 @pytest.fixture

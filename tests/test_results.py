@@ -1,9 +1,12 @@
 """The run directory: absent or complete, checked when it is opened, and readable by plain tools."""
 
 import json
+import os
 import re
+import stat
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -12,8 +15,9 @@ import pytest
 from datasets import SIZES, publish, three_splits
 
 from tsclust_ooc import provenance
-from tsclust_ooc.errors import BadInput, CannotWrite, TryAgain
+from tsclust_ooc.errors import BadInput, CannotWrite, TryAgain, TsclustError, UsageError
 from tsclust_ooc.pipeline.clustering import ClusterOptions, cluster
+from tsclust_ooc.published import NameTaken
 from tsclust_ooc.results import (
     Metrics,
     RunManifest,
@@ -50,7 +54,7 @@ def run(made, tmp_path):
 
 def work_on(final, *, replace=False, label=0):
     """Publish a run of three rows by hand."""
-    with RunWork(final) as work:
+    with RunWork(final, "d", OPTIONS) as work:
         labels = np.array([0, 1, label], np.int32)
         work.write_labels("all", label_table("all", pa.chunked_array([["a", "b", "c"]]), labels, np.ones(3, "f4"), 1))
         model = work.write_model(
@@ -68,6 +72,10 @@ def manifest(work):
         work.digest(), "/data/x", "d", OPTIONS, {"all": 3}, 2, "threads", 1, 2, 48, 0.1, 1000, dict(work.files),
         provenance.here_and_now(),
     )  # fmt: skip
+
+
+def mode(path):
+    return stat.S_IMODE(path.stat().st_mode)
 
 
 def hidden(folder):
@@ -165,12 +173,64 @@ def test_a_run_appears_by_one_rename_and_leaves_nothing_beside_it(tmp_path):
     assert hidden(tmp_path / "deep/er") == []
 
 
-def test_work_that_fails_is_removed_and_nothing_is_published(tmp_path):
-    with pytest.raises(ZeroDivisionError), RunWork(tmp_path / "run") as work:  # noqa: PT012
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt, BadInput, CannotWrite])
+def test_work_that_fails_is_removed_and_nothing_is_published(tmp_path, error):
+    with pytest.raises(error), RunWork(tmp_path / "run", "d", OPTIONS) as work:  # noqa: PT012
         work.write("report.html", b"half")
         assert not (tmp_path / "run").exists()
-        raise ZeroDivisionError
+        raise error
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "kept"),
+    [
+        (KeyboardInterrupt, True),
+        (CannotWrite, True),
+        (OSError, True),
+        (TsclustError, True),
+        (BadInput, False),
+        (UsageError, False),
+        (NameTaken, False),
+    ],
+)
+def test_progress_stays_where_the_same_command_may_go_on_with_it(tmp_path, error, kept):
+    work = RunWork(tmp_path / "run", "d", OPTIONS)
+    with pytest.raises(error), work:  # noqa: PT012
+        (work.prepare() / "fit.checkpoint").write_bytes(b"progress")
+        work.write("report.html", b"half")
+        raise error
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["fit.checkpoint"] * kept
+    assert len(hidden(tmp_path)) == kept
+    assert RunWork(tmp_path / "run", "d", OPTIONS).root == work.root
+    assert RunWork(tmp_path / "run", "d", replace(OPTIONS, k=3)).root != work.root
+    assert RunWork(tmp_path / "run", "other", OPTIONS).root != work.root
+    work_on(tmp_path / "run")
+    assert hidden(tmp_path) == []
+
+
+def test_work_in_which_another_process_is_at_work_is_left_to_it(tmp_path):
+    with RunWork(tmp_path / "run", "d", OPTIONS) as other:
+        other.write("report.html", b"theirs")
+        with pytest.raises(KeyboardInterrupt), RunWork(tmp_path / "run", "d", OPTIONS) as work:  # noqa: PT012
+            work.write("report.html", b"ours")
+            raise KeyboardInterrupt
+        assert [path.read_bytes() for path in tmp_path.rglob("report.html")] == [b"theirs"]
+
+
+def test_unpublished_work_is_private_and_what_is_published_follows_the_umask(tmp_path):
+    for mask, folder, file in ((0o022, 0o755, 0o644), (0o027, 0o750, 0o640), (0o077, 0o700, 0o600)):
+        before = os.umask(mask)
+        try:
+            with RunWork(tmp_path / "other", "d", OPTIONS) as work:
+                work.write("report.html", b"half")
+                assert [mode(path) for path in tmp_path.glob(".other.*")] == [0o700]
+            work_on(tmp_path / "run", replace=True)
+        finally:
+            os.umask(before)
+        made = tmp_path / "run"
+        assert {mode(path) for path in (made, *made.rglob("*")) if path.is_dir()} == {folder}
+        assert {mode(path) for path in made.rglob("*") if path.is_file()} == {file}
 
 
 def test_a_run_does_not_take_the_place_of_another_unless_told_to(tmp_path):
@@ -185,9 +245,12 @@ def test_a_run_does_not_take_the_place_of_another_unless_told_to(tmp_path):
 
 
 def test_work_that_was_swept_away_meanwhile_asks_for_another_try(tmp_path):
-    with pytest.raises(TryAgain, match="another process"), RunWork(tmp_path / "run") as work:  # noqa: PT012
-        for path in tmp_path.glob(".run.*.wip"):
-            path.rename(tmp_path / "elsewhere")
+    with pytest.raises(TryAgain, match="another process"), RunWork(tmp_path / "run", "d", OPTIONS) as work:  # noqa: PT012
+        work.prepare().rename(tmp_path / "elsewhere")
+        work.write("report.html", b"late")
+    with pytest.raises(TryAgain, match="another process"), RunWork(tmp_path / "run", "d", OPTIONS) as work:  # noqa: PT012
+        work.write("report.html", b"early")
+        work.root.rename(tmp_path / "elsewhere too")
         work.publish(manifest(work), replace=False)
     assert not (tmp_path / "run").exists()
 

@@ -120,7 +120,7 @@ def test_what_submit_gives_to_its_jobs_is_refused_from_others(flag, tmp_path, sh
         ("exit 73", CannotWrite, "exit code 73"),
         ("exit 1", TsclustError, "exit code 1"),
         ("echo '{}'", TsclustError, "n_partitions"),
-        ("echo '{\"n_partitions\": 0}'", TsclustError, "0 partitions"),
+        ("echo '{\"n_partitions\": -1}'", TsclustError, "-1 partitions"),
         ("echo no json", TsclustError, "no json"),
         ("true", TsclustError, "n_partitions"),
     ],
@@ -131,6 +131,14 @@ def test_a_plan_that_fails_submits_nothing(does, kind, words, tmp_path, shelf):
         submit(consolidation(tmp_path), SLURM, Jobs(), program_of(shelf))
     assert "nothing was submitted" in str(caught.value)
     assert type(caught.value) is kind
+    assert [call[0] for call in shelf.calls()] == ["tsclust"]
+    assert not (tmp_path / ".out.jobs").exists()
+
+
+def test_a_dataset_that_is_there_already_submits_nothing_and_is_no_failure(tmp_path, shelf):
+    shelf.put("tsclust", "echo '{\"n_partitions\": 0}'")
+    done = submit(consolidation(tmp_path), SLURM, Jobs(), program_of(shelf))
+    assert done.jobs == ()
     assert [call[0] for call in shelf.calls()] == ["tsclust"]
     assert not (tmp_path / ".out.jobs").exists()
 

@@ -6,12 +6,9 @@ holds everything, its manifest last. Any number of processes may do the same at 
 
 from __future__ import annotations
 
-import contextlib
-import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,28 +35,32 @@ from tsclust_ooc.dataset import (
 )
 from tsclust_ooc.errors import BadInput, CannotWrite, TryAgain
 from tsclust_ooc.files import FileEntry
-from tsclust_ooc.plan import Partition, Plan
+from tsclust_ooc.plan import Partition, Plan, make_plan
 from tsclust_ooc.reading import Ids, RowReader
 from tsclust_ooc.shards.schema import Problem
-from tsclust_ooc.store import DurableStore, consolidate_metadata, copy_durably, make_dirs
+from tsclust_ooc.shards.survey import Survey
+from tsclust_ooc.store import DurableStore, consolidate_metadata, copy_durably
 from tsclust_ooc.units import format_bytes, plural
 from tsclust_ooc.work import (
     WORK_VERSION,
     BadShard,
     Receipt,
     Work,
+    adopt,
     load_plan,
+    make_folders,
     noticing_others,
     parquet_bytes,
     pending,
     receipt_of,
     record_bad,
     save_plan,
-    whole,
     work_root,
 )
 
 Mapper = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
+
+_SHARD_BYTES = 700  # of a plan in memory, for each shard: its record, its path, its place in the order (measured)
 
 
 @dataclass(frozen=True)
@@ -77,13 +78,13 @@ def init(final: Path, plan: Plan, problems: Sequence[Problem]) -> Work:
     Superseded when another process takes the directory away meanwhile.
     """
     work = Work(final, work_root(final, plan), plan)
-    with noticing_others(work):
+    with noticing_others(work.root):
         return _init(work, problems)
 
 
 def _init(work: Work, problems: Sequence[Problem]) -> Work:
     final, plan = work.final, work.plan
-    if _spent(work):
+    if spent(work):
         files.retire(work.root)
     if (work.root / "plan.json").exists():
         # The plan is that of the good shards alone: which bad ones are left out may be known better by now.
@@ -92,10 +93,10 @@ def _init(work: Work, problems: Sequence[Problem]) -> Work:
     with files.naming_the_place(final):
         final.parent.mkdir(parents=True, exist_ok=True)
         _check_space(final, plan)
-        for folder in (work.root, work.dataset, work.root / "receipts", work.root / "problems", work.dataset / INDEX):
-            folder.mkdir(exist_ok=True)
+        make_folders(work)
+        (work.dataset / INDEX).mkdir(exist_ok=True)
     _make_arrays(work)
-    _adopt(work)
+    adopt(work)
     records.save(work.root / REJECTED, Rejected(tuple(problems)), MANIFEST_VERSION)
     save_plan(work)
     return work
@@ -107,7 +108,7 @@ def write_partition(work: Work, reader: RowReader, partition: Partition) -> Done
     Shards that cannot be read are in the result and in `problems/`; then there is no receipt. Raises Superseded when
     the work directory is gone.
     """
-    with noticing_others(work):
+    with noticing_others(work.root):
         return _write_partition(work, reader, partition)
 
 
@@ -116,16 +117,16 @@ def finalize(work: Work, *, replace_existing: bool, seconds: float = 0.0) -> Man
 
     Raises
     ------
-    BadInput
-        Partitions are missing; names the first of them.
+    TryAgain
+        Partitions are missing; names the first of them. Or the work is gone, and this is not what was published.
     CannotWrite
         Something else already lies at the final name and `replace_existing` is not set.
     """
-    with noticing_others(work):
-        if work.dataset.is_dir():
+    if work.dataset.is_dir():
+        with noticing_others(work.root):
             manifest = _publish(work, _complete(work, seconds), replace_existing=replace_existing)
-        else:
-            manifest = join_or_fail(work.final, work.plan)
+    else:
+        manifest = join_or_fail(work.final, work.plan)
     sweep(work.final)
     return manifest
 
@@ -153,6 +154,16 @@ def published(final: Path, plan: Plan) -> Manifest | None:
     return manifest if manifest.plan == plan.digest else None
 
 
+def spent(work: Work) -> bool:
+    """Whether the dataset left this work for its final name, and maybe the one it replaced came back by the exchange.
+
+    A crash may leave both; sizes cannot tell the old chunks from the new, so none of them are taken for finished work.
+    """
+    gone = not work.dataset.is_dir()
+    swapped = (work.dataset / MANIFEST).exists() and published(work.final, work.plan) is not None
+    return (work.root / "plan.json").exists() and (gone or swapped)
+
+
 def sweep(final: Path) -> None:
     """Remove the work directories of a dataset that is now published, and what killed runs left beside it."""
     for root in work_folders(final):
@@ -161,19 +172,35 @@ def sweep(final: Path) -> None:
 
 
 def run(
-    work: Work, reader: RowReader, mapper: Mapper, on_done: Callable[[Done], None] = lambda done: None
+    work: Work,
+    write: Callable[[Partition], Done],
+    mapper: Mapper,
+    on_done: Callable[[Done], None] = lambda done: None,
 ) -> list[BadShard]:
-    """Write every pending partition through `mapper`; returns the shards that could not be read."""
+    """Write every pending partition by `write`, through `mapper`; returns the shards that could not be read."""
     bad: list[BadShard] = []
-    for done in mapper(partial(write_partition, work, reader), pending(work)):
+    for done in mapper(write, pending(work)):
         bad += done.bad
         on_done(done)
     return bad
 
 
+def without(plan: Plan, bad: Sequence[Problem]) -> Plan:
+    """The plan for the same shards but those named in `bad`: what a survey that knows them to be bad would lead to."""
+    left_out = {problem.path for problem in bad}
+    shards = tuple(shard for shard in plan.shards if shard.path not in left_out)
+    survey = Survey(plan.source, plan.schema, plan.reason, shards, tuple(bad), plan.templates, notes=(), n_other=0)
+    return make_plan(survey, plan.options)
+
+
 def array_bytes(plan: Plan) -> int:
     """Bytes one worker of a plan holds: a chunk, and zarr's copy of it when it is compressed."""
     return plan.largest_chunk_bytes * (3 if plan.options.codec else 2)
+
+
+def plan_bytes(plan: Plan) -> int:
+    """Bytes of memory that the plan itself takes in a process."""
+    return len(plan.shards) * _SHARD_BYTES
 
 
 def _check_space(final: Path, plan: Plan) -> None:
@@ -183,16 +210,6 @@ def _check_space(final: Path, plan: Plan) -> None:
             f"{final} needs {format_bytes(plan.disk_bytes * 1.02)}; {files.existing_parent(final)} has "
             f"{format_bytes(free)} free. Choose another place, or make room."
         )
-
-
-def _spent(work: Work) -> bool:
-    """Whether the dataset left this work for its final name, and maybe the one it replaced came back by the exchange.
-
-    A crash may leave both; sizes cannot tell the old chunks from the new, so none of them are taken for finished work.
-    """
-    gone = not work.dataset.is_dir()
-    swapped = (work.dataset / MANIFEST).exists() and published(work.final, work.plan) is not None
-    return (work.root / "plan.json").exists() and (gone or swapped)
 
 
 def _make_arrays(work: Work) -> None:
@@ -215,33 +232,6 @@ def _codec(name: str) -> Any:
     if name == "zstd":
         return ZstdCodec(level=3)
     return BloscCodec(cname="lz4", clevel=5, shuffle="shuffle") if name == "blosc-lz4" else None
-
-
-def _adopt(work: Work) -> None:
-    """Keep the partitions of earlier work whose inputs are the same, by hard links (files are never changed in place).
-
-    So nothing is lost when one shard was repaired, or the bad ones are now skipped. Where links are not possible the
-    partitions are written again.
-    """
-    receipts: dict[str, tuple[Path, Receipt]] = {}
-    for root in work_folders(work.final):
-        if root != work.root:
-            for path in (root / "receipts").glob("*.json"):
-                with contextlib.suppress(BadInput, FileNotFoundError):
-                    receipt = records.load(path, Receipt, WORK_VERSION)
-                    receipts[receipt.inputs] = (root / "dataset", receipt)
-    for partition in work.plan.partitions if receipts else ():
-        inputs = work.plan.inputs_digest(partition)
-        if inputs in receipts and receipt_of(work, partition) is None:
-            origin, receipt = receipts[inputs]
-            with contextlib.suppress(OSError):
-                for name in receipt.files:
-                    make_dirs(work.dataset, (work.dataset / name).parent)
-                    with contextlib.suppress(FileExistsError):
-                        os.link(origin / name, work.dataset / name)
-                    files.fsync_dir((work.dataset / name).parent)
-                if whole(work, receipt):
-                    records.save(work.receipt(partition.index), receipt, WORK_VERSION)
 
 
 _buffers = threading.local()
@@ -294,7 +284,7 @@ def _complete(work: Work, seconds: float) -> Manifest:
     missing = [p.index for p, receipt in receipts if receipt is None]
     if missing:
         shown = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
-        raise BadInput(
+        raise TryAgain(
             f"{work.final}: {plural(len(missing), 'partition')} of {len(receipts)} not written yet: {shown}. "
             "Run those partitions, then finalize again."
         )

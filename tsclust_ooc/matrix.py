@@ -2,7 +2,8 @@
 
 Invariant: a matrix is absent or complete; its manifest is written last and names every file with size and digest. The
 work directory is named after its plan, so that two commands with different plans never share a file, and two with the
-same plan only ever write the same bytes. A block is done when its receipt says so, and its files have their sizes.
+same plan only ever write the same bytes; nobody else may read it. A block is done when its receipt says so, and its
+files have their sizes.
 
     OUT/manifest.json             .OUT.PLAN.wip/plan.json   written last by init     matrix/    what will be published
         distances.zarr/distances                                                     receipts/  ROW-COLUMN.json
@@ -11,7 +12,6 @@ same plan only ever write the same bytes. A block is done when its receipt says 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +22,11 @@ import zarr
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
-from tsclust_ooc import files, provenance, records
-from tsclust_ooc.errors import BadInput, CannotWrite, TryAgain
+from tsclust_ooc import files, provenance, published, records
+from tsclust_ooc.errors import BadInput, TryAgain
 from tsclust_ooc.files import FileEntry
 from tsclust_ooc.provenance import Provenance
+from tsclust_ooc.published import Kind
 from tsclust_ooc.store import DurableStore, consolidate_metadata, copy_durably
 from tsclust_ooc.units import plural
 
@@ -135,11 +136,7 @@ def open_matrix(path: str | Path) -> Matrix:
         raise BadInput(
             f"{path} is not a matrix of distances: it has no {MANIFEST}. Make one: tsclust distances DATASET {path}"
         )
-    for name, entry in manifest.files.items():
-        found = (path / name).stat().st_size if (path / name).exists() else -1
-        if found != entry.n_bytes:
-            what = "missing" if found < 0 else f"{found:,} bytes, wanted {entry.n_bytes:,}"
-            raise BadInput(f"{path} is damaged: {name} is {what}. Make it again with --overwrite.")
+    published.check_sizes(path, manifest.files)
     return Matrix(path, manifest)
 
 
@@ -153,31 +150,13 @@ def existing(final: Path, plan: MatrixPlan, *, overwrite: bool) -> Matrix | None
 
     Raises CannotWrite when something else lies there; --overwrite replaces matrices, not whatever else a name hits.
     """
-    place = files.existing_parent(final.parent)
-    if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
-        raise CannotWrite(f"{final} cannot be made: {place} is not a directory we may write to. Choose another place.")
-    if not final.exists() or (final.is_dir() and not any(final.iterdir())):
-        return None
-    manifest = None
-    with contextlib.suppress(BadInput):
-        manifest = _read_manifest(final)
-    if manifest is None:
-        raise CannotWrite(
-            f"{final} exists and is not a matrix of distances of this version. Move it away, or choose another name."
-        )
-    if overwrite:
-        return None
-    if manifest.plan == plan:
-        return open_matrix(final)
-    raise CannotWrite(
-        f"{final} holds distances with other options or of another dataset. Use --overwrite to replace them, or "
-        "another name."
-    )
+    found = published.existing(final, KIND, lambda manifest: manifest.plan == plan, overwrite=overwrite)
+    return open_matrix(final) if found else None
 
 
 def work_for(final: Path, plan: MatrixPlan) -> MatrixWork:
     """The work for `plan`: beside the final name, on the same filesystem. Nothing is made."""
-    return MatrixWork(final, final.with_name(f".{final.name}.{plan.digest[:12]}.wip"), plan)
+    return MatrixWork(final, published.work_root(final, plan.digest), plan)
 
 
 def drop_spent(work: MatrixWork) -> None:
@@ -193,12 +172,17 @@ def init(work: MatrixWork) -> None:
     """Make the work directory with its empty array, or find it as it is. Idempotent."""
     if (work.root / "plan.json").exists():
         return
-    with files.naming_the_place(work.final):
-        work.final.parent.mkdir(parents=True, exist_ok=True)
-        for folder in (work.root, work.matrix, work.root / "receipts"):
-            folder.mkdir(exist_ok=True)
-    _make_array(work)
-    records.save(work.root / "plan.json", work.plan, MATRIX_VERSION)
+    published.make_private(work.root)
+    try:
+        with files.naming_the_place(work.final):
+            for folder in (work.matrix, work.root / "receipts"):
+                folder.mkdir(exist_ok=True)
+        _make_array(work)
+        records.save(work.root / "plan.json", work.plan, MATRIX_VERSION)
+    except FileNotFoundError as error:
+        if work.matrix.is_dir():
+            raise
+        raise _replaced(work.final) from error
 
 
 def is_done(work: MatrixWork, block: Block) -> bool:
@@ -240,9 +224,7 @@ def finalize(work: MatrixWork, blocks: Sequence[Block], spent: Spent, *, replace
 
 def sweep(final: Path) -> None:
     """Remove work for `final` that is now published, and what killed runs left beside it."""
-    for root in files.work_of(final):
-        files.retire(root)
-    files.sweep(final.parent, final.name)
+    published.sweep(final)
 
 
 def _read_manifest(path: Path) -> MatrixManifest | None:
@@ -250,6 +232,11 @@ def _read_manifest(path: Path) -> MatrixManifest | None:
         return records.load(path / MANIFEST, MatrixManifest, MATRIX_VERSION)
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+KIND = Kind(
+    "a matrix of distances", "holds distances with other options or of another dataset", _read_manifest
+)  # fmt: skip
 
 
 def _spent(work: MatrixWork) -> bool:

@@ -2,12 +2,15 @@
 
 Invariant: a run is absent or complete. Its manifest is written last and names every file with size and digest; the
 labels and the model depend on the dataset, the options and the seed alone.
+
+    .RUN.<12 hex>.wip/     mode 0700; one for each dataset, options and user, found again by the next try
+      *.checkpoint         what the next try goes on with (`checkpoint`)
+      run-<12 hex>/        what will be published, of one process alone: two at the same work differ in times
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,14 +21,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tsclust_ooc import columns, files, records
-from tsclust_ooc.errors import BadInput, CannotWrite, TryAgain
+from tsclust_ooc import columns, files, published, records
+from tsclust_ooc.errors import BadInput, TryAgain, UsageError
 from tsclust_ooc.files import FileEntry
 from tsclust_ooc.provenance import Provenance
+from tsclust_ooc.published import Kind, NameTaken
 
 RUN_VERSION = 1
 MANIFEST, METRICS, MODEL, CENTERS = "manifest.json", "metrics.json", "model/model.json", "model/centers.npy"
 LABELS, REPORT, DASK_REPORT = "labels", "report.html", "dask-report.html"
+HOPELESS = (BadInput, UsageError, NameTaken)
+"""Errors that the same command meets again, whatever progress was kept."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,11 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class RunManifest:
-    """The commit record of a run. `digest` covers labels and model: equal digests, equal results."""
+    """The commit record of a run. `digest` covers labels and model: equal digests, equal results.
+
+    `n_passes` and `bytes_read` count the reads that led to the result, those of earlier tries that it went on from
+    included; what a killed try read in vain is not counted. `seconds` and `peak_bytes` are those of the last try.
+    """
 
     digest: str
     dataset: str
@@ -184,11 +194,7 @@ def open_run(path: str | Path) -> Run:
     manifest = read_manifest(path)
     if manifest is None:
         raise BadInput(f"{path} is not a run: it has no {MANIFEST}. Make one: tsclust cluster DATASET {path} -k 6")
-    for name, entry in manifest.files.items():
-        found = (path / name).stat().st_size if (path / name).exists() else -1
-        if found != entry.n_bytes:
-            what = "missing" if found < 0 else f"{found:,} bytes, wanted {entry.n_bytes:,}"
-            raise BadInput(f"{path} is damaged: {name} is {what}. Make it again with --overwrite.")
+    published.check_sizes(path, manifest.files)
     model = records.load(path / MODEL, Model, RUN_VERSION) if manifest.options.kind == "cluster" else None
     return Run(path, manifest, records.load(path / METRICS, Metrics, RUN_VERSION), model)
 
@@ -210,56 +216,82 @@ def load_centers(path: Path, model: Model) -> np.ndarray[Any, np.dtype[Any]]:
 
 
 class RunWork:
-    """An unpublished run: a directory of our own beside the final name, removed when the block fails."""
+    """An unpublished run: a context that leaves the work directory behind only when the same command can use it.
 
-    def __init__(self, final: Path) -> None:
+    `key` is the digest of what decides the run, `root` the work directory, `run` what this process will publish.
+    Nothing is made before it is wanted, and nothing again that another process took away.
+    """
+
+    def __init__(self, final: Path, dataset_digest: str, options: RunOptions) -> None:
         self.final = final
-        self.root = final.with_name(f".{final.name}.{secrets.token_hex(6)}.wip")
+        self.key = records.digest([dataset_digest, options])
+        self.root = published.work_root(final, self.key)
+        self.run = self.root / f"run-{secrets.token_hex(6)}"
         self.files: dict[str, FileEntry] = {}
+        self._made: set[Path] = set()
 
     def __enter__(self) -> RunWork:
-        with files.naming_the_place(self.final):
-            self.final.parent.mkdir(parents=True, exist_ok=True)
-            for folder in (self.root, self.root / LABELS, self.root / "model"):
-                folder.mkdir()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if self.root.exists():
-            files.retire(self.root)
-        elif isinstance(error, FileNotFoundError):
+        if self.root in self._made and isinstance(error, FileNotFoundError) and not self.root.exists():
             # Without a lock between nodes another process may take our work for that of a killed one.
             message = f"another process replaced the work for {self.final}. Run the same command again."
             raise TryAgain(message) from error
+        if error is None or isinstance(error, HOPELESS):
+            files.retire(self.root)
+            return
+        if self.run in self._made:
+            files.retire(self.run)
+        with contextlib.suppress(OSError):
+            self.root.rmdir()  # goes only when empty: there is no progress in it, and nobody else's work
+
+    def prepare(self) -> Path:
+        """The work directory, made now if it was not wanted before."""
+        if self.root not in self._made:
+            published.make_private(self.root)
+            self._made.add(self.root)
+        return self.root
+
+    def path(self, name: str) -> Path:
+        """Where a file of the run is to be written."""
+        self.prepare()
+        if self.run not in self._made:
+            with files.naming_the_place(self.final):
+                self.run.mkdir()
+                self._made.add(self.run)
+                for folder in (LABELS, "model"):
+                    (self.run / folder).mkdir()
+        return self.run / name
 
     def write(self, name: str, data: bytes) -> None:
         """One file of the run, durably."""
-        files.write_atomic(self.root / name, data)
+        files.write_atomic(self.path(name), data)
         self.note(name)
 
     def note(self, name: str) -> None:
         """Take a file that is already in the directory into the manifest."""
-        self.files[name] = files.entry_of(self.root / name)
+        self.files[name] = files.entry_of(self.run / name)
 
     def write_labels(self, split: str, table: pa.Table) -> None:
         """The labels of one split."""
-        with files.atomic_file(self.root / LABELS / f"{split}.parquet") as file:
+        with files.atomic_file(self.path(f"{LABELS}/{split}.parquet")) as file:
             pq.write_table(table, file)
         self.note(f"{LABELS}/{split}.parquet")
 
     def write_model(self, centers: np.ndarray[Any, Any], **what: Any) -> Model:
         """centers.npy and model.json."""
-        with files.atomic_file(self.root / CENTERS) as file:
+        with files.atomic_file(self.path(CENTERS)) as file:
             np.save(file, centers, allow_pickle=False)
         self.note(CENTERS)
         model = Model(k=len(centers), n_columns=centers.shape[1], centers_digest=self.files[CENTERS].digest, **what)
-        records.save(self.root / MODEL, model, RUN_VERSION)
+        records.save(self.path(MODEL), model, RUN_VERSION)
         self.note(MODEL)
         return model
 
     def write_metrics(self, metrics: Metrics) -> None:
         """metrics.json."""
-        records.save(self.root / METRICS, metrics, RUN_VERSION)
+        records.save(self.path(METRICS), metrics, RUN_VERSION)
         self.note(METRICS)
 
     def digest(self) -> str:
@@ -268,10 +300,14 @@ class RunWork:
         return records.digest(dict(sorted(lasting.items())))
 
     def publish(self, manifest: RunManifest, *, replace: bool) -> None:
-        """Write the manifest and give the directory its final name."""
-        files.fsync_tree(self.root)
-        records.save(self.root / MANIFEST, manifest, RUN_VERSION)
-        files.publish_dir(self.root, self.final, replace=replace)
+        """Write the manifest, give the run its final name, and sweep the work for that name."""
+        files.fsync_tree(self.run)
+        records.save(self.path(MANIFEST), manifest, RUN_VERSION)
+        files.publish_dir(self.run, self.final, replace=replace)
+        published.sweep(self.final)
+
+
+KIND = Kind("a run", "is a run with other options or of another dataset", read_manifest)
 
 
 def existing(final: Path, dataset_digest: str, options: RunOptions, *, overwrite: bool) -> Run | None:
@@ -279,30 +315,11 @@ def existing(final: Path, dataset_digest: str, options: RunOptions, *, overwrite
 
     Raises CannotWrite when something else lies there; --overwrite replaces runs, not whatever else a name hits.
     """
-    place = files.existing_parent(final.parent)
-    if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
-        raise CannotWrite(f"{final} cannot be made: {place} is not a directory we may write to. Choose another place.")
-    if not final.exists() or (final.is_dir() and not any(final.iterdir())):
-        return None
-    manifest = None
-    with contextlib.suppress(BadInput):
-        manifest = read_manifest(final)
-    if manifest is None:
-        raise CannotWrite(f"{final} exists and is not a run of this version. Move it away, or choose another name.")
-    if overwrite:
-        return None
-    if (manifest.dataset_digest, manifest.options) == (dataset_digest, options):
-        return open_run(final)
-    raise CannotWrite(
-        f"{final} is a run with other options or of another dataset. Use --overwrite to replace it, or another name."
-    )
 
+    def is_same(manifest: RunManifest) -> bool:
+        return (manifest.dataset_digest, manifest.options) == (dataset_digest, options)
 
-def sweep(final: Path) -> None:
-    """Remove what killed runs left beside `final`. Only while its lock is held."""
-    for path in files.work_of(final):
-        files.retire(path)
-    files.sweep(final.parent, final.name)
+    return open_run(final) if published.existing(final, KIND, is_same, overwrite=overwrite) else None
 
 
 def label_table(

@@ -14,12 +14,13 @@ import re
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import xxhash
 
-from tsclust_ooc import files, locks
+from tsclust_ooc import files, locks, scratch
 from tsclust_ooc.errors import CannotWrite, TryAgain, UsageError
 from tsclust_ooc.shards.schema import ShardError
 from tsclust_ooc.shards.templates import check_stamp
@@ -41,6 +42,26 @@ def decide(size: int, mode: str, *, on_network: bool) -> Literal["copy", "direct
     if mode == "always" or (mode == "auto" and on_network and size > SMALL_BYTES):
         return "copy"
     return "direct"
+
+
+@dataclass(frozen=True)
+class Staging:
+    """How a process stages, on whatever node it is: small and picklable.
+
+    `here` is our scratch directory where it is known; else each process finds it, below `asked` if that is given.
+    """
+
+    mode: str
+    here: Path | None = None
+    asked: Path | None = None
+
+    def open(self, source: Path) -> Stage:
+        """This process's stage for shards below `source`; looks for scratch only where a shard could need it."""
+        on_network = scratch.is_network(source)
+        place = self.here
+        if place is None and (self.mode == "always" or (self.mode == "auto" and on_network)):
+            place = scratch.scratch_dir(self.asked)
+        return Stage((place or Path("no-scratch")) / "stage", self.mode, on_network=on_network)
 
 
 class Stage:
@@ -94,6 +115,21 @@ class Stage:
         for key in filter(_KEY.fullmatch, names):
             self._give_up(key, wait_seconds=_LOCK_WAIT_SECONDS)
 
+    def give_back(self, wanted_bytes: int) -> None:
+        """Give up copies of ours that are not in use, until more than `wanted_bytes` are free."""
+        with self._guard:
+            idle = [key for key, users in self._mine.items() if users == 0]
+        for key in idle:
+            if files.free_bytes(self.folder) > wanted_bytes:
+                return
+            with self._guard:
+                if self._mine.get(key) != 0:
+                    continue
+                del self._mine[key]
+                self._whole.discard(key)
+            with contextlib.suppress(TryAgain):  # somebody is at it, so it is not idle
+                self._give_up(key, wait_seconds=0)
+
     def _fetch(self, key: str, path: str, stamp: tuple[int, int]) -> Path:
         self.folder.mkdir(mode=0o700, exist_ok=True)
         self._place(key).mkdir(mode=0o700, exist_ok=True)
@@ -139,18 +175,7 @@ class Stage:
 
     def _make_room(self, size: int) -> None:
         """Free our idle copies until `size` more bytes fit; CannotWrite when they never will."""
-        with self._guard:
-            idle = [key for key, users in self._mine.items() if users == 0]
-        for key in idle:
-            if files.free_bytes(self.folder) > 2 * size:
-                return
-            with self._guard:
-                if self._mine.get(key) != 0:
-                    continue
-                del self._mine[key]
-                self._whole.discard(key)
-            with contextlib.suppress(TryAgain):  # somebody is at it, so it is not idle
-                self._give_up(key, wait_seconds=0)
+        self.give_back(2 * size)
         free = files.free_bytes(self.folder)
         if free < size:
             raise CannotWrite(

@@ -1,24 +1,28 @@
 """The command line: `tsclust COMMAND`, one short function a command, loaded when it is called.
 
 Invariant: stdout holds results (with --json, one line of JSON and nothing else), stderr progress and errors; the exit
-code is the error's own; a user's mistake never shows a traceback.
+code is the error's own; neither a user's mistake nor a signal ever shows a traceback.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import shlex
 import signal
 import sys
-import tomllib
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cyclopts import App, CycloptsError
-from cyclopts.config import Env, Toml
-
-from tsclust_ooc import __version__
+from tsclust_ooc import __version__, interruption
 from tsclust_ooc.cli.escaping import clean
 from tsclust_ooc.errors import TryAgain, TsclustError, UsageError
+from tsclust_ooc.extras import load
+
+if TYPE_CHECKING:
+    from cyclopts import App
 
 HELP = """Turn thousands to millions of HDF5 embedding shards into one zarr dataset, and cluster it when it is larger
 than memory.
@@ -32,6 +36,7 @@ EPILOGUE = (
     "Exit codes: 0 done · 1 failed · 2 usage · 65 bad input data · 73 cannot write · "
     "75 interrupted or busy: run the same command again."
 )
+OF_WORKFLOWS = ("flow", "publish")  # sections of a workflow file that are no commands
 COMMANDS = {
     "demo": "Write a labelled demo source of small shards to try everything on.",
     "inspect": "Say what is in a folder of shards: keys, shapes, splits, problems, the next command.",
@@ -42,38 +47,58 @@ COMMANDS = {
     "predict": "Give rows of another dataset the labels of a published run.",
     "evaluate": "Compare the labels of a run with known classes.",
     "report": "Write the HTML report of a run again.",
+    "submit": "Submit a command to a batch system: Slurm, PBS, SGE or LSF.",
+    "run": "Do all steps of a workflow file, and publish what they give.",
 }
 
 
 def build_app(config: str | None = None) -> App:
     """The application; commands are named by path and imported when they are called."""
-    sources: list[Any] = [Env("TSCLUST_", command=False)]
+    # Loaded here, where signals are listened to already: it takes longer than all else that happens before.
+    cyclopts, given = load("cyclopts"), load("cyclopts.config")
+    sources: list[Any] = [given.Env("TSCLUST_", command=False)]
     if config is not None:
-        sources.append(Toml(config, must_exist=True, search_parents=False))
-    app = App(
+        sections = load("tsclust_ooc.pipeline.settings").sections_for_commands(_sections(config))
+        sources.append(given.Dict(sections, source=config))
+    app: App = cyclopts.App(
         name="tsclust", help=HELP, help_epilogue=EPILOGUE, version=__version__, config=sources, help_format="plaintext",
         print_error=False, exit_on_error=False, result_action="return_value", suppress_keyboard_interrupt=False,
+        default_parameter=cyclopts.Parameter(negative_iterable=()),
     )  # fmt: skip
     for name, line in COMMANDS.items():
-        app.command(f"tsclust_ooc.cli.{name}_command:{name}", name=name, help=line)
+        # What stands behind submit's `--` is the inner command's, and so is the `--` itself.
+        kept = {"end_of_options_delimiter": ""} if name == "submit" else {}
+        app.command(f"tsclust_ooc.cli.{name}_command:{name}", name=name, help=line, **kept)
     return app
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns its exit code. The console script exits with it."""
     words = list(sys.argv[1:] if argv is None else argv)
-    signal.signal(signal.SIGTERM, _terminated)
+    farewell = partial(_farewell, tuple(words))
     try:
-        build_app(_checked(_take_config(words)))(words)
+        with interruption.listening(farewell):
+            _call(words)
     except TsclustError as error:
         return _fail(str(error), error.exit_code)
-    except CycloptsError as error:
-        return _fail(f"{error}\nSee: tsclust --help, or tsclust COMMAND --help", UsageError.exit_code)
-    except KeyboardInterrupt:
-        return _fail("interrupted; what was finished is kept. Run the same command again to go on.", TryAgain.exit_code)
+    except KeyboardInterrupt as error:
+        return _interrupted(farewell(getattr(error, "number", signal.SIGINT)))
     except BrokenPipeError:
         return 1
+    except load("cyclopts").CycloptsError as error:
+        return _fail(f"{error}\nSee: tsclust --help, or tsclust COMMAND --help", UsageError.exit_code)
     return 0
+
+
+def _call(words: list[str]) -> None:
+    """Run the command that the words, or the file they name, say."""
+    if words[:1] == ["--args-file"]:
+        words = load("tsclust_ooc.arguments").with_file_read(words)
+    config = _take_config(words)
+    app = build_app(_checked(config))
+    if config is not None and words[:1] == ["submit"]:
+        words[1:1] = ["--config", config]  # submit settles the inner command's options with it
+    app(words)
 
 
 def _take_config(words: list[str]) -> str | None:
@@ -95,23 +120,59 @@ def _checked(config: str | None) -> str | None:
     """The TOML file `config`, once its sections are known to be commands: cyclopts looks at one section only."""
     if config is None:
         return None
-    path = Path(os.path.expandvars(config)).expanduser()
-    try:
-        sections = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"--config {path}: {error.strerror}. Give a TOML file that can be read.") from error
-    except ValueError as error:
-        raise UsageError(f"--config {path} is not TOML: {error}. Mend the file.") from error
-    unknown = [name for name, value in sections.items() if name not in COMMANDS or not isinstance(value, dict)]
+    known = (*COMMANDS, *OF_WORKFLOWS)
+    unknown = [n for n, v in _sections(config).items() if n not in known or not isinstance(v, dict | list)]
     if unknown:
-        known = ", ".join(f"[{name}]" for name in COMMANDS)
-        raise UsageError(f"--config {path}: {', '.join(unknown)} is no section. Put options below one of: {known}.")
-    return str(path)
+        listed = ", ".join(f"[{name}]" for name in known)
+        raise UsageError(f"--config {config}: {', '.join(unknown)} is no section. Put options below one of: {listed}.")
+    return config
 
 
-def _terminated(*_: object) -> None:
-    # A scheduler's SIGTERM ends a run as Ctrl-C does: the same clean-up, the same exit code.
-    raise KeyboardInterrupt
+def _sections(config: str) -> dict[str, Any]:
+    path = Path(os.path.expandvars(config)).expanduser()
+    found: dict[str, Any] = load("tsclust_ooc.pipeline.settings").read_toml(path, f"--config {path}")
+    return found
+
+
+def _farewell(words: tuple[str, ...], number: int) -> dict[int, str]:
+    """What to say of a command line that a signal ended: file descriptor -> text."""
+    name, command = signal.Signals(number).name, " ".join(map(_typed, ("tsclust", *words)))
+    text = f"interrupted by {name}; what was finished is kept. Go on with: {command}"
+    said = {2: f"tsclust: {text}\n"}
+    if _wants_json(words):
+        said[1] = json.dumps({"error": text, "exit_code": TryAgain.exit_code, "problems": []}) + "\n"
+    return said
+
+
+def _typed(word: str) -> str:
+    """A word as a shell reads it back; with $'...' for what a terminal would not show, and bytes that are no text."""
+    if word.isprintable():
+        return shlex.quote(word)
+    shown = (chr(b) if 31 < b < 127 and b not in b"'\\" else f"\\x{b:02x}" for b in os.fsencode(word))
+    return f"$'{''.join(shown)}'"
+
+
+def _wants_json(words: tuple[str, ...]) -> bool:
+    """Whether `--json` is on: by a flag, the environment or the file, as the command itself would find it."""
+    flags = [word == "--json" for word in words if word in ("--json", "--no-json")]
+    if flags:
+        return flags[-1]
+    if "TSCLUST_JSON" in os.environ:
+        return os.environ["TSCLUST_JSON"].lower() in ("1", "true", "t", "yes", "y", "on")
+    with contextlib.suppress(OSError, ValueError, UsageError):
+        if (config := _take_config(list(words))) is not None:
+            text = Path(os.path.expandvars(config)).expanduser().read_text(encoding="utf-8")
+            section = next((word for word in words if word in COMMANDS), "")
+            return bool(load("tomllib").loads(text).get(section, {}).get("json", False))
+    return False
+
+
+def _interrupted(said: dict[int, str]) -> int:
+    with contextlib.suppress(OSError):  # the terminal may be what went away
+        sys.stderr.write(said[2])
+        sys.stdout.write(said.get(1, ""))
+        sys.stdout.flush()
+    return TryAgain.exit_code
 
 
 def _fail(message: str, code: int) -> int:
@@ -121,4 +182,7 @@ def _fail(message: str, code: int) -> int:
 
 def script() -> None:
     """Entry point of the `tsclust` console script."""
-    sys.exit(main())
+    try:
+        interruption.leave(main())
+    except KeyboardInterrupt:  # after the end of the command, and before its code was given back
+        interruption.leave(TryAgain.exit_code)

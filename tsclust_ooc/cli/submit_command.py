@@ -131,6 +131,8 @@ def lines(done: Submitted) -> list[str]:
     """What was submitted, or with --print the files and the commands."""
     if done.texts:
         return _printed(done)
+    if not done.jobs:
+        return ["nothing to submit: the dataset is there already, made from these shards and options"]
     rows = [f"  {job.role:<11} job {job.id}   logs {done.folder}/{job.logs}" for job in done.jobs]
     after = [f"  watch       {done.watch}", f"  cancel      {done.cancel}"]
     return [f"submitted to {done.scheduler}: {_what(done)}", *rows, *after]

@@ -1,7 +1,8 @@
 """Lloyd's algorithm over passes: one read of all rows an iteration, and results that belong together.
 
 Invariant: labels, distances and inertia of a `Fit` are those of its centers, exactly; centers are kept in the type the
-rows are read as, so saving and loading them changes no label.
+rows are read as, so saving and loading them changes no label. A fit that goes on from a `State` of another one ends as
+that would have ended, bit for bit.
 
 Stopping follows scikit-learn: `tol` is relative to the mean variance of the columns, and labels that did not change
 end the loop at once. Cosine is spherical k-means (Dhillon & Modha 2001, Machine Learning 42): rows and centers have
@@ -35,6 +36,29 @@ class PassInfo:
 
 
 @dataclass(frozen=True)
+class State:
+    """All that the rest of a fit depends on, besides rows and options: what is known between two passes.
+
+    centers (k, columns), in the type the rows are read as, to read with next; labels (rows,) int32 of the latest pass,
+    -1 before the first; n_iter, updates so far; settled, whether the centers stand still within `tol`, so that one
+    last pass is left; total_ss and threshold, 0 before the first update; n_passes and bytes_read of this fit so far.
+
+    The latest labels are kept because the next pass counts those that change, which decides when to stop. Reading them
+    again from the centers before would cost a pass of all columns; kept, they take at most 4 bytes a row.
+    """
+
+    centers: np.ndarray
+    labels: np.ndarray
+    n_iter: int = 0
+    settled: bool = False
+    total_ss: float = 0.0
+    threshold: float = 0.0
+    n_passes: int = 0
+    bytes_read: int = 0
+    history: tuple[PassInfo, ...] = ()
+
+
+@dataclass(frozen=True)
 class Fit:
     """Centers and what they give.
 
@@ -65,49 +89,34 @@ def lloyd(
     mapper: Mapper = map,
     tally: Tally | None = None,
     on_pass: Callable[[PassInfo], None] | None = None,
+    resume: State | None = None,
+    on_state: Callable[[State], None] | None = None,
 ) -> Fit:
     """Move `centers`, shape (k, columns), until no label changes, they stand still within `tol`, or `max_iter` updates.
 
     Reads all rows once an update, and once more when it ends before labels stop changing. A center without rows moves
     to the farthest row (as scikit-learn does); reading that row may count as a pass where rows are few.
 
-    Raises NonFiniteRows, ZeroRows (cosine), BadInput (fewer distinct rows than centers), UsageError (options).
+    `on_state` receives the state before the first pass and after each one that is not the last. Its labels are
+    overwritten by the pass after the next: save or copy them, or keep the newest state alone. With `resume`, a state
+    of a fit of the same rows with the same options, the fit goes on from there: `centers` are not looked at, and the
+    passes that led to the state are added to `tally`.
+
+    Raises NonFiniteRows, ZeroRows (cosine), BadInput (fewer distinct rows than centers, or a state that does not fit
+    the rows), UsageError (options).
     """
     _check_options(max_iter, tol)
-    centers = starting_centers(rows, centers, metric)
-    run = _Run(rows, metric, mapper, tally or Tally(), on_pass)
-    first_pass = run.tally.n_passes
-    threshold, total_ss, n_iter, converged = 0.0, 0.0, 0, False
-    while n_iter < max_iter:
-        found, moved = run.assign(centers)
-        n_iter += 1
-        if n_iter == 1:
-            total_ss = total_sum_of_squares(found, centers)
-            threshold = tol * total_ss / (rows.n_rows * rows.n_columns)
-        updated = _updated(run, found, centers)
-        if moved == 0 and np.array_equal(updated, centers):
-            converged = True
-            break
-        shift = float(((updated.astype(np.float64) - centers) ** 2).sum())
-        centers = updated
-        if shift <= threshold:
-            converged = True
-            found, _ = run.assign(centers)
-            break
-    else:
-        found, _ = run.assign(centers)
-    return Fit(
-        centers,
-        run.labels,
-        run.distances,
-        found.counts,
-        found.inertia,
-        total_ss,
-        n_iter,
-        run.tally.n_passes - first_pass,
-        converged,
-        tuple(run.history),
-    )
+    run = _Run(rows, metric, mapper, tally or Tally(), on_pass, on_state)
+    start = starting_centers(rows, centers if resume is None else resume.centers, metric)
+    state = run.begin(start) if resume is None else run.go_on(resume)
+    while not state.settled and state.n_iter < max_iter:
+        found, n_moved = run.assign(state.centers)
+        updated = _updated(run, found, state.centers)
+        if n_moved == 0 and np.array_equal(updated, state.centers):
+            return run.fit(replace(state, n_iter=state.n_iter + 1), found, converged=True)
+        state = run.told(_next(run, state, found, updated, tol))
+    found, _ = run.assign(state.centers)
+    return run.fit(state, found, converged=state.settled)
 
 
 def assign(
@@ -165,26 +174,65 @@ def total_sum_of_squares(found: Assigned, centers: np.ndarray) -> float:
 
 @dataclass
 class _Run:
-    """The passes of one fit: where the labels of the latest one live, and what each cost."""
+    """The passes of one fit: where the labels of the latest one and of the one before live, and what each cost."""
 
     rows: Rows
     metric: Metric
     mapper: Mapper
     tally: Tally
     on_pass: Callable[[PassInfo], None] | None
+    on_state: Callable[[State], None] | None
     labels: np.ndarray = field(init=False)
     distances: np.ndarray = field(init=False)
     history: list[PassInfo] = field(init=False, default_factory=list)
     n_moved: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
-        self.labels = np.full(self.rows.n_rows, -1, np.int32)
+        # Two arrays in turn: while a pass is under way the labels of the one before are whole, and can be saved.
+        self.labels, self._before = (np.full(self.rows.n_rows, -1, np.int32) for _ in range(2))
         self.distances = np.empty(self.rows.n_rows, working_dtype(self.rows.dtype))
+        self._passes_before, self._bytes_before = self.tally.n_passes, self.tally.bytes_read
+
+    def begin(self, centers: np.ndarray) -> State:
+        """The state before the first pass."""
+        return self.told(State(centers, self.labels))
+
+    def go_on(self, state: State) -> State:
+        """Take over what led to `state`; BadInput when it is of other rows."""
+        dtype = working_dtype(self.rows.dtype)
+        if state.centers.dtype != dtype or state.labels.shape != self.labels.shape:
+            raise BadInput(
+                f"A state with {state.centers.dtype} centers and {plural(len(state.labels), 'label')} was given. "
+                f"Wanted: {dtype} and {plural(self.rows.n_rows, 'label')}. Give one of a fit of these rows."
+            )
+        self.labels[:] = state.labels
+        self.history = list(state.history)
+        self.tally.n_passes += state.n_passes
+        self.tally.bytes_read += state.bytes_read
+        return state
+
+    def told(self, state: State) -> State:
+        """`state`, which the listener has heard of."""
+        if self.on_state is not None:
+            self.on_state(state)
+        return state
+
+    def spent(self) -> tuple[int, int]:
+        """Passes and bytes of this fit so far."""
+        return self.tally.n_passes - self._passes_before, self.tally.bytes_read - self._bytes_before
+
+    def fit(self, state: State, found: Assigned, *, converged: bool) -> Fit:
+        """The result, when the latest pass read with the centers of `state` and gave `found`."""
+        return Fit(
+            state.centers, self.labels, self.distances, found.counts, found.inertia, state.total_ss, state.n_iter,
+            self.spent()[0], converged, tuple(self.history),
+        )  # fmt: skip
 
     def assign(self, centers: np.ndarray) -> tuple[Assigned, int]:
         """One pass: labels and distances are overwritten; returns the sums and how many labels changed."""
         began, read_before = time.perf_counter(), self.tally.bytes_read
         self.n_moved = 0
+        self.labels, self._before = self._before, self.labels
         kernel = fused(centers, self.metric, working_dtype(self.rows.dtype))
         found = one_pass(kernel, self.rows, mapper=self.mapper, tally=self.tally, sink=self._take)
         check_rows(found, self.rows.n_rows)
@@ -203,9 +251,23 @@ class _Run:
     def _take(self, start: int, per_row: tuple[np.ndarray, np.ndarray]) -> None:
         labels, distances = per_row
         there = slice(start, start + len(labels))
-        self.n_moved += int(np.count_nonzero(self.labels[there] != labels))
+        self.n_moved += int(np.count_nonzero(self._before[there] != labels))
         self.labels[there] = labels
         self.distances[there] = distances
+
+
+def _next(run: _Run, state: State, found: Assigned, updated: np.ndarray, tol: float) -> State:
+    """The state after a pass with the centers of `state` gave `found`, from which came the centers `updated`."""
+    total_ss, threshold = state.total_ss, state.threshold
+    if state.n_iter == 0:
+        total_ss = total_sum_of_squares(found, state.centers)
+        threshold = tol * total_ss / (run.rows.n_rows * run.rows.n_columns)
+    shift = float(((updated.astype(np.float64) - state.centers) ** 2).sum())
+    n_passes, bytes_read = run.spent()
+    return State(
+        updated, run.labels, state.n_iter + 1, shift <= threshold, total_ss, threshold, n_passes, bytes_read,
+        tuple(run.history),
+    )  # fmt: skip
 
 
 def _check_options(max_iter: int, tol: float) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from tsclust_ooc import files, provenance, report, results
+from tsclust_ooc import checkpoint, files, provenance, published, report, results
+from tsclust_ooc.checkpoint import Drawn, Progress
 from tsclust_ooc.cluster import starts, stock
 from tsclust_ooc.cluster.fused import UnusableRows
 from tsclust_ooc.cluster.lloyd import Fit, PassInfo, assign, lloyd
@@ -25,6 +26,8 @@ from tsclust_ooc.results import Metrics, Run, RunManifest, RunOptions, RunWork
 from tsclust_ooc.runtime import Runtime
 from tsclust_ooc.units import format_bytes, format_seconds
 
+_TASK_NAMES = {"pass": "lloyd-pass"}
+"""What tasks of a stage are called on a dashboard; else as the stage, in one word."""
 _ROWS_AT_ONCE = 1024
 _BLOCKS_A_WORKER = 4  # a block as read and as float32, its tile and products, and one waiting to be taken
 
@@ -121,6 +124,8 @@ class _Work:
         self.held, self.opened, self.what, self.tally = held, opened, what, Tally()
         self.final, self.options, self.listener = held.final, held.options, held.listener
         self.rows = {name: split.rows(what.view) for name, split in opened.items() if split.n_samples}
+        self.work = RunWork(self.final, opened.manifest.digest, what)
+        self.keeper = checkpoint.Keeper(self.work, self.listener)
         self.notes: list[str] = []
         if opened.manifest.n_rejected:
             self.notes.append(f"{opened.manifest.n_rejected:,} shards were left out of the dataset (rejected.json)")
@@ -128,15 +133,18 @@ class _Work:
     def reuse(self) -> Clustered | None:
         """The published run, if it is just this one."""
         found = results.existing(self.final, self.opened.manifest.digest, self.what, overwrite=self.options.overwrite)
-        results.sweep(self.final)
-        return None if found is None else _clustered(found, dashboard="", reused=True)
+        if found is None:
+            return None
+        published.sweep(self.final)
+        return _clustered(found, dashboard="", reused=True)
 
     def cluster(self, options: ClusterOptions, known: describing.Known | None) -> Clustered:
         """Fit, label, describe, publish."""
         name = self.what.fit_split
-        with self._runtime() as runtime, self._naming_rows(name):
-            sample = self._sample(runtime, name, options)
-            fit = self._fit(runtime, self.rows[name], sample.x, options)
+        with self.work, self._runtime() as runtime, self.keeper, self._naming_rows(name):
+            before = self._kept()
+            sample = self._sample(runtime, name, options, before)
+            fit = self._fit(runtime, self.rows[name], sample.x, options, before)
             labels, distances = {name: fit.labels}, {name: fit.distances}
             inertias = {name: fit.inertia}
             for other in self.rows:
@@ -155,7 +163,7 @@ class _Work:
         """Label, describe, publish."""
         centers = results.load_centers(fitted.path, model)
         labels, distances, inertias = {}, {}, {}
-        with self._runtime() as runtime:
+        with self.work, self._runtime() as runtime:
             for name in self.rows:
                 with self._naming_rows(name):
                     labels[name], distances[name], inertias[name] = self._assign(runtime, name, centers)
@@ -178,26 +186,58 @@ class _Work:
         n = min(rows.n_rows, starts.sample_size(rows, self.what.k))
         return 2 * n * rows.n_columns * rows.view_dtype.itemsize
 
-    def _sample(self, runtime: Runtime, name: str, options: ClusterOptions) -> describing.Sample:
+    def _kept(self) -> Progress | None:
+        """What an earlier try got to; its reads count as ours."""
+        before = self.keeper.progress()
+        if before is not None:
+            n = len(before.state.history)
+            self.tally = Tally(before.passes_before, before.bytes_before)
+            self.listener.say(f"going on after pass {n}" if n else "going on with the centers that were chosen")
+            self.notes.append(f"an earlier try was ended after pass {n}; seconds and peak memory are of the last one")
+        return before
+
+    def _sample(
+        self, runtime: Runtime, name: str, options: ClusterOptions, before: Progress | None
+    ) -> describing.Sample:
         """A uniform sample of the fit split: where centers start, and what the map of the report shows."""
         rows = self.rows[name]
-        n = starts.sample_size(rows, self.what.k)
-        chosen = starts.sample_indices(rows.n_rows, n, options.seed)
-        mapper = _watched(runtime, "sample", self.listener)
-        return describing.Sample(chosen, gather(rows, chosen, mapper=mapper, tally=self.tally))
+        chosen = starts.sample_indices(rows.n_rows, starts.sample_size(rows, self.what.k), options.seed)
+        drawn = self.keeper.drawn()
+        if drawn is None:
+            # Read again because a try was killed, it counts as once.
+            tally = self.tally if before is None else None
+            x = gather(rows, chosen, mapper=_watched(runtime, "sample", self.listener), tally=tally)
+            drawn = Drawn(x, self.tally.n_passes, self.tally.bytes_read)
+            if before is None:
+                self.keeper.keep_sample(drawn)
+        elif before is None:
+            self.tally = Tally(drawn.n_passes, drawn.bytes_read)
+        return describing.Sample(chosen, drawn.x)
 
-    def _fit(self, runtime: Runtime, rows: DatasetRows, sample: np.ndarray[Any, Any], options: ClusterOptions) -> Fit:
-        start = starts.Start(options.init, options.metric, options.seed)  # type: ignore[arg-type]
-        with thread_mapper(self.held.limits.n_workers) as local:
-            centers = starts.initial_centers(
-                rows, self.what.k, start, mapper=runtime.mapper, local=local, tally=self.tally, sample=sample
-            )
+    def _fit(
+        self, runtime: Runtime, rows: DatasetRows, sample: np.ndarray[Any, Any], options: ClusterOptions,
+        before: Progress | None,
+    ) -> Fit:  # fmt: skip
+        centers = self._start(runtime, rows, sample, options) if before is None else before.state.centers
         if options.engine == "dask-ml":
             return self._fit_stock(runtime, rows, centers, options)
+        begun = replace(self.tally)
         return lloyd(
             rows, centers, metric=options.metric, max_iter=options.max_iter, tol=options.tol,  # type: ignore[arg-type]
             mapper=_watched(runtime, "pass", self.listener), tally=self.tally, on_pass=self._say_pass,
+            resume=None if before is None else before.state,
+            on_state=lambda state: self.keeper.keep(Progress(state, begun.n_passes, begun.bytes_read)),
         )  # fmt: skip
+
+    def _start(
+        self, runtime: Runtime, rows: DatasetRows, sample: np.ndarray[Any, Any], options: ClusterOptions
+    ) -> np.ndarray[Any, Any]:
+        start = starts.Start(options.init, options.metric, options.seed)  # type: ignore[arg-type]
+        mapper = _watched(runtime, "start", self.listener)
+        with thread_mapper(self.held.limits.n_workers) as local:
+            return starts.initial_centers(
+                rows, self.what.k, start, mapper=mapper, local=local, tally=self.tally, sample=sample
+            )
 
     def _fit_stock(
         self, runtime: Runtime, rows: DatasetRows, centers: np.ndarray[Any, Any], options: ClusterOptions
@@ -206,7 +246,9 @@ class _Work:
         lazy = self.opened[self.what.fit_split].view(self.what.view)
         fitted = stock.fit_stock(lazy, centers, max_iter=options.max_iter, tol=options.tol, seed=options.seed)
         self.notes.append(f"dask-ml ran {fitted.n_iter} iterations of its own; n_passes does not count its reads")
-        once = lloyd(rows, fitted.centers, max_iter=1, tol=0.0, mapper=runtime.mapper, tally=self.tally)
+        once = lloyd(
+            rows, fitted.centers, max_iter=1, tol=0.0, mapper=_watched(runtime, "pass", self.listener), tally=self.tally
+        )
         found = self._assign(runtime, self.what.fit_split, fitted.centers)
         return replace(
             once, centers=fitted.centers, labels=found[0], distances=found[1], inertia=found[2], n_iter=fitted.n_iter,
@@ -261,36 +303,38 @@ class _Work:
     def _publish(
         self, described: describing.Described, metrics: Metrics, centers: np.ndarray[Any, Any] | None, runtime: Runtime
     ) -> Clustered:
-        with RunWork(self.final) as work:
-            for split in described.labels:
-                work.write_labels(split, described.table(split))
-            if centers is not None:
-                work.write_model(
-                    centers, metric=self.what.metric, view=self.what.view, item_shape=self.opened.schema.item_shape,
-                    dataset_digest=self.opened.manifest.digest,
-                )  # fmt: skip
-            work.write_metrics(metrics)
-            if self.options.scheduler != "threads":
-                runtime.save_report(work.root / results.DASK_REPORT)
-                if (work.root / results.DASK_REPORT).exists():
-                    work.note(results.DASK_REPORT)
-            manifest = self._manifest(work, runtime)
-            page = describing.page(manifest, metrics, self.final)
-            work.write(results.REPORT, report.render(page).encode())
-            manifest = replace(manifest, files=dict(sorted(work.files.items())))
-            try:
-                work.publish(manifest, replace=self.options.overwrite)
-            except CannotWrite:
-                # Without a lock between nodes another process may have published just this run meanwhile.
-                found = results.existing(self.final, self.opened.manifest.digest, self.what, overwrite=False)
-                if found is None:
-                    raise
-                return _clustered(found, dashboard=runtime.dashboard, reused=True)
+        work = self.work
+        for split in described.labels:
+            work.write_labels(split, described.table(split))
+        if centers is not None:
+            work.write_model(
+                centers, metric=self.what.metric, view=self.what.view, item_shape=self.opened.schema.item_shape,
+                dataset_digest=self.opened.manifest.digest,
+            )  # fmt: skip
+        work.write_metrics(metrics)
+        if self.options.scheduler != "threads":
+            page = work.path(results.DASK_REPORT)
+            runtime.save_report(page)
+            if page.exists():
+                work.note(results.DASK_REPORT)
+        manifest = self._manifest(runtime)
+        work.write(results.REPORT, report.render(describing.page(manifest, metrics, self.final)).encode())
+        manifest = replace(manifest, files=dict(sorted(work.files.items())))
+        try:
+            work.publish(manifest, replace=self.options.overwrite)
+        except (CannotWrite, FileNotFoundError):
+            if self.options.overwrite:
+                raise
+            # Without a lock between nodes another process may have published just this run meanwhile.
+            found = results.existing(self.final, self.opened.manifest.digest, self.what, overwrite=False)
+            if found is None:
+                raise
+            return _clustered(found, dashboard=runtime.dashboard, reused=True)
         return _clustered(results.open_run(self.final), dashboard=runtime.dashboard, reused=False)
 
-    def _manifest(self, work: RunWork, runtime: Runtime) -> RunManifest:
+    def _manifest(self, runtime: Runtime) -> RunManifest:
         return RunManifest(
-            digest=work.digest(), dataset=str(self.opened.path), dataset_digest=self.opened.manifest.digest,
+            digest=self.work.digest(), dataset=str(self.opened.path), dataset_digest=self.opened.manifest.digest,
             options=self.what, n_rows={name: rows.n_rows for name, rows in self.rows.items()},
             n_columns=next(iter(self.rows.values())).n_columns, scheduler=self.options.scheduler,
             n_workers=runtime.n_workers, n_passes=self.tally.n_passes, bytes_read=self.tally.bytes_read,
@@ -336,7 +380,8 @@ def _watched(runtime: Runtime, stage: str, listener: Listener) -> Callable[..., 
 
     def mapper(fn: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
         todo = list(items)
-        for done, result in enumerate(runtime.mapper(_Named(fn, stage.replace(" ", "-")), todo), start=1):
+        named = _Named(fn, _TASK_NAMES.get(stage, stage.replace(" ", "-")))
+        for done, result in enumerate(runtime.mapper(named, todo), start=1):
             listener.advance(stage, done, len(todo))
             yield result
 

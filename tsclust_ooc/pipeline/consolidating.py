@@ -2,35 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from tsclust_ooc import budget, locks, scratch
+from tsclust_ooc import budget
 from tsclust_ooc import consolidate as work_on
 from tsclust_ooc import work as work_dir
 from tsclust_ooc.budget import Budget
 from tsclust_ooc.dataset import Manifest, read_manifest, read_rejected
 from tsclust_ooc.errors import BadInput, CannotWrite, UsageError
-from tsclust_ooc.plan import DEFAULT_CHUNK_BYTES, Options, Plan, make_plan
+from tsclust_ooc.pipeline.options import ComputeOptions
+from tsclust_ooc.pipeline.session import Session, check_apart, session
+from tsclust_ooc.plan import DEFAULT_CHUNK_BYTES, Options, Partition, Plan, make_plan
 from tsclust_ooc.progress import Listener, silent
 from tsclust_ooc.provenance import Meter
 from tsclust_ooc.reading import RowReader
-from tsclust_ooc.runtime import ClusterSpec, open_runtime
+from tsclust_ooc.runtime import LEAST_WORKER_BYTES
 from tsclust_ooc.shards.parsers import Parsers
-from tsclust_ooc.shards.schema import Problem
+from tsclust_ooc.shards.schema import Problem, natural_key
 from tsclust_ooc.shards.survey import Survey, survey
-from tsclust_ooc.staging import MODES, Stage
+from tsclust_ooc.staging import MODES, Stage, Staging
+from tsclust_ooc.tasks import write_task
 from tsclust_ooc.units import format_count, parse_bytes, plural
 
-_LOCK_SECONDS = 0.5
 _SHOWN_PROBLEMS = 100
 _READERS_A_CORE = 4  # reads wait for the disk or the network, and only one thread at a time runs Python
+_MEND = "Mend them and run the same command again, or leave them out: --on-bad skip"
 
 
 @dataclass(frozen=True)
-class ConsolidateOptions:
+class ConsolidateOptions(ComputeOptions):
     """Options of consolidate.
 
     Attributes
@@ -42,8 +46,6 @@ class ConsolidateOptions:
     on_bad
         What to do about bad shards: 'fail' (do all the work, name them all, publish nothing, exit 65) or 'skip'
         (publish without them, recorded in rejected.json).
-    overwrite
-        Replace the dataset that is already there, in one step, when the new one is complete.
     dry_run
         Survey and plan only: partitions, memory and disk needed.
     stage
@@ -53,25 +55,15 @@ class ConsolidateOptions:
         Codec for chunks: zstd or blosc-lz4. Default: none (embeddings shrink 7 % and read at half the speed).
     chunk_bytes
         Bytes of one chunk, like 16MiB. Default: 16MiB.
-    memory
-        Memory of the whole process tree, like 4GB. Default: half of what this job may use.
-    workers
-        Threads that read shards and write chunks. Default: from cores and memory.
-    scratch
-        Directory on a disk of this node. Default: the first node-local one found.
     """
 
     layout: str | None = None
     key: str | None = None
     on_bad: str = "fail"
-    overwrite: bool = False
     dry_run: bool = False
     stage: str = "auto"
     compress: str | None = None
     chunk_bytes: str | None = None
-    memory: str | None = None
-    workers: int | None = None
-    scratch: Path | None = None
 
     def __post_init__(self) -> None:
         if self.on_bad not in ("fail", "skip"):
@@ -83,6 +75,9 @@ class ConsolidateOptions:
         """The options that change the bytes of the dataset."""
         size = DEFAULT_CHUNK_BYTES if self.chunk_bytes is None else parse_bytes(self.chunk_bytes)
         return Options(size, self.compress or "")
+
+
+DEFAULTS = ConsolidateOptions()
 
 
 @dataclass(frozen=True)
@@ -100,13 +95,14 @@ class Consolidated:
     splits: dict[str, int]
     seconds: float
     peak_bytes: int
+    dashboard: str
     digest: str
     reused: bool
 
 
 @dataclass(frozen=True)
 class DryRun:
-    """What consolidate would do: partitions, chunks, bytes of disk and of memory, with how many workers."""
+    """What consolidate would do: partitions, chunks, bytes of disk and of memory here, with how many workers."""
 
     dataset: str
     n_shards: int
@@ -130,7 +126,7 @@ class BadShards(BadInput):
 def consolidate(
     source: str | Path,
     dataset: str | Path,
-    options: ConsolidateOptions = ConsolidateOptions(),
+    options: ConsolidateOptions = DEFAULTS,
     listener: Listener = silent,
 ) -> Consolidated | DryRun:
     """Make the dataset from the shards of `source`: survey, plan, write every partition, publish.
@@ -146,136 +142,146 @@ def consolidate(
     TryAgain
         Another process is consolidating to `dataset`.
     """
-    given, final = Path(source).expanduser(), Path(dataset).expanduser().absolute()
-    _check_places(given, final, options)
-    limits = budget.resolve(options.memory, options.workers)
+    given, final = places(source, dataset)
+    check_places(given, final, options)
     if options.dry_run:
+        limits = budget.resolve(options.memory, options.workers)
+        held = Session(final, options, limits, Path(), Meter(), listener)  # nothing is held, and nothing written
         with Parsers(budget.available_cores()) as parsers:
-            return _dry_run(_survey(given, final, parsers, options, listener), final, options, limits)
-    with _Session(given, final, options, limits, listener) as session:
-        return session.run()
+            return _dry_run(survey_for(held, given, parsers), held)
+    parsers = Parsers(budget.available_cores())
+    with session(final, "consolidate", "consolidated", options, listener) as held, parsers:
+        return Consolidation(held, given, parsers).run()
 
 
-class _Session:
-    """One consolidate command: the lock, the parsers, the stage and the meter it holds while it works."""
+class Consolidation:
+    """A consolidation at work: what a command holds meanwhile, its source, its parsers."""
 
-    def __init__(
-        self, source: Path, final: Path, options: ConsolidateOptions, limits: Budget, listener: Listener
-    ) -> None:
-        self.source, self.final, self.options, self.limits, self.listener = source, final, options, limits, listener
-        self.scratch = scratch.scratch_dir(options.scratch)
-        self.meter = Meter()
-
-    def __enter__(self) -> _Session:
-        busy = f"{self.final} is being consolidated by another process. Run the same command again when it is done."
-        lock = locks.name_for(self.scratch, "consolidate", self.final)
-        self._lock = locks.hold(lock, wait_seconds=_LOCK_SECONDS, busy=busy, listener=self.listener)
-        self._lock.__enter__()
-        self.parsers = Parsers(budget.available_cores())
-        self.stage = Stage(self.scratch / "stage", self.options.stage, on_network=scratch.is_network(self.source))
-        self.meter.__enter__()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.meter.__exit__()
-        self.parsers.__exit__()
-        self.stage.close()
-        self._lock.__exit__(None, None, None)
+    def __init__(self, held: Session, source: Path, parsers: Parsers) -> None:
+        assert isinstance(held.options, ConsolidateOptions)
+        self.held, self.source, self.parsers, self.options = held, source, parsers, held.options
+        self.final, self.listener = held.final, held.listener
+        self.dashboard = ""
 
     def run(self) -> Consolidated:
-        """Survey, write, publish; again without the shards that turned out bad, where those are to be skipped."""
+        """Survey, write, publish."""
+        plan, problems, manifest = self.look()
+        return self.finish(plan, problems) if manifest is None else self.there_already(manifest)
+
+    def look(self) -> tuple[Plan, tuple[Problem, ...], Manifest | None]:
+        """The plan, the shards it leaves out, and the dataset if it is there already, made by just this plan.
+
+        Raises BadShards when it is, and is not what `on_bad` asks for; CannotWrite when something else is there.
+        """
         while True:
-            found = _survey(self.source, self.final, self.parsers, self.options, self.listener)
+            found = survey_for(self.held, self.source, self.parsers)
             plan = make_plan(found, self.options.plan_options())
-            if not self.options.overwrite:
-                manifest = work_on.published(self.final, plan)
-                if manifest is not None and self._fails(found.problems):
-                    raise _bad_shards(self.source, plan, found.problems)
-                if manifest is not None and _same_shards(read_rejected(self.final), found.problems):
-                    work_on.sweep(self.final)
-                    return self._result(manifest, reused=True)
-                if manifest is None and work_on.published(self.final, plan) is not None:
-                    continue  # another process published it between two looks
-                _check_free(self.final)
-            bad = self._write(plan, found.problems)
-            lasting = not any(b.problem.code in work_dir.PASSING for b in bad)
-            if bad and self.options.on_bad == "skip" and lasting:
-                self.listener.say(f"{plural(len(bad), 'shard')} found bad while reading; planning again without them")
-                continue
-            problems = [*found.problems, *(b.problem for b in bad)]
-            if bad or self._fails(problems):
-                raise _bad_shards(self.source, plan, problems)
-            return self._publish(plan)
+            if self.options.overwrite:
+                return plan, found.problems, None
+            manifest = work_on.published(self.final, plan)
+            if manifest is None and not _is_free(self.final) and work_on.published(self.final, plan) is not None:
+                continue  # another process published it between two looks
+            if manifest is not None and self._fails(found.problems):
+                raise bad_shards(self.source, plan, found.problems)
+            if manifest is None or not _same_shards(read_rejected(self.final), found.problems):
+                self.check_free()
+            return plan, found.problems, manifest
+
+    def finish(self, plan: Plan, problems: Sequence[Problem]) -> Consolidated:
+        """Write what is missing of a plan, and publish; without the shards that turn out bad, where those are skipped.
+
+        `problems` are those of the shards that the plan leaves out.
+        """
+        bad = self._write(plan, problems)
+        while bad and self.options.on_bad == "skip" and not any(b.problem.code in work_dir.PASSING for b in bad):
+            self.listener.say(f"{plural(len(bad), 'shard')} found bad while reading; planning again without them")
+            plan, problems = leave_out(self.source, plan, problems, [b.problem for b in bad])
+            bad = self._write(plan, problems)
+        everything = [*problems, *(b.problem for b in bad)]
+        if bad or self._fails(everything):
+            raise bad_shards(self.source, plan, everything)
+        return self.publish(work_dir.Work(self.final, work_dir.work_root(self.final, plan), plan))
+
+    def publish(self, work: work_dir.Work) -> Consolidated:
+        """Give written work its final name."""
+        try:
+            seconds = round(self.held.meter.elapsed(), 3)
+            manifest = work_on.finalize(work, replace_existing=self.options.overwrite, seconds=seconds)
+        except work_dir.Superseded:
+            return self.there_already(work_on.join_or_fail(self.final, work.plan))
+        return result(manifest, self.final, self.held.meter, dashboard=self.dashboard, reused=False)
+
+    def there_already(self, manifest: Manifest) -> Consolidated:
+        """The dataset that somebody published before."""
+        work_on.sweep(self.final)
+        return result(manifest, self.final, self.held.meter, dashboard=self.dashboard, reused=True)
+
+    def check_free(self, plan: Plan | None = None) -> None:
+        """CannotWrite when there is something at the final name that is not to be replaced, nor made by `plan`."""
+        ours = plan is not None and work_on.published(self.final, plan) is not None
+        if not (ours or self.options.overwrite or _is_free(self.final)):
+            raise CannotWrite(
+                f"{self.final} already exists and was not made from these shards and options. "
+                "Use --overwrite to replace it, or choose another name."
+            )
 
     def _fails(self, problems: Sequence[Problem]) -> bool:
         return bool(problems) and self.options.on_bad == "fail"
 
     def _write(self, plan: Plan, problems: Sequence[Problem]) -> list[work_dir.BadShard]:
-        n_workers = _workers(plan, self.options, self.limits)
-        self.work = work_dir.Work(self.final, work_dir.work_root(self.final, plan), plan)
+        n_workers = _workers(self.held, plan)
         try:
-            self.work = work_on.init(self.final, plan, problems)
-            return self._write_partitions(n_workers)
+            work = work_on.init(self.final, plan, problems)
+            return self._write_partitions(work, n_workers) if work_dir.pending(work) else []
         except work_dir.Superseded:
             work_on.join_or_fail(self.final, plan)
             return []
 
-    def _write_partitions(self, n_workers: int) -> list[work_dir.BadShard]:
-        plan = self.work.plan
-        reader = RowReader(self.work.plan, self.parsers, self.stage)
+    def _write_partitions(self, work: work_dir.Work, n_workers: int) -> list[work_dir.BadShard]:
+        here = Staging(self.options.stage, self.held.scratch)
+        # The stage is closed last: that sweeps what worker processes left which were killed.
+        with here.open(self.source) as stage, self.held.runtime(n_workers) as runtime:
+            self.dashboard = runtime.dashboard
+            return work_on.run(work, self._writer(work, here, stage), runtime.mapper, self._counting(work))
+
+    def _writer(self, work: work_dir.Work, here: Staging, stage: Stage) -> Callable[[Partition], work_on.Done]:
+        """What writes a partition: with the parsers and the stage here, or in another process with its own."""
+        scheduler = self.options.scheduler
+        if scheduler == "threads":
+            return partial(work_on.write_partition, work, RowReader(work.plan, self.parsers, stage))
+        return write_task(work, here if scheduler == "local" else Staging(here.mode, asked=self.options.scratch))
+
+    def _counting(self, work: work_dir.Work) -> Callable[[work_on.Done], None]:
+        """Tells the listener how many shards are written; to be called with each partition that is done."""
+        plan = work.plan
         total = sum(split.n_shards for split in plan.splits)
-        done_rows = plan.n_rows - sum(p.stop - p.start for p in work_dir.pending(self.work))
+        done_rows = plan.n_rows - sum(p.stop - p.start for p in work_dir.pending(work))
 
         def on_done(done: work_on.Done) -> None:
             nonlocal done_rows
             done_rows += done.partition.stop - done.partition.start
             self.listener.advance("write", done_rows * total // max(plan.n_rows, 1), total)
 
-        spec = ClusterSpec("threads", n_workers, self.limits.memory_bytes, self.scratch)
-        with open_runtime(spec, self.listener) as runtime:
-            return work_on.run(self.work, reader, runtime.mapper, on_done)
-
-    def _publish(self, plan: Plan) -> Consolidated:
-        try:
-            manifest = work_on.finalize(
-                self.work, replace_existing=self.options.overwrite, seconds=round(self.meter.elapsed(), 3)
-            )
-        except work_dir.Superseded:
-            return self._result(work_on.join_or_fail(self.final, plan), reused=True)
-        return self._result(manifest, reused=False)
-
-    def _result(self, manifest: Manifest, *, reused: bool) -> Consolidated:
-        return Consolidated(
-            dataset=str(self.final), n_shards=sum(s.n_shards for s in manifest.splits.values()),
-            n_samples=sum(s.shape[0] for s in manifest.splits.values()), n_rejected=manifest.n_rejected,
-            bytes=sum(entry.n_bytes for entry in manifest.files.values()),
-            n_chunks=sum("/c/" in name for name in manifest.files), item_shape=manifest.schema.item_shape,
-            dtype=manifest.schema.dtype, splits={name: s.shape[0] for name, s in manifest.splits.items()},
-            seconds=round(self.meter.elapsed(), 3), peak_bytes=self.meter.peak_bytes, digest=manifest.digest,
-            reused=reused,
-        )  # fmt: skip
+        return on_done
 
 
-def _survey(given: Path, final: Path, parsers: Parsers, options: ConsolidateOptions, listener: Listener) -> Survey:
-    parsers.warm_up()
-    return survey(
-        given, parsers, layout=options.layout, key=options.key, known_bad=work_dir.known_bad(final), listener=listener
-    )
+def places(source: str | Path, dataset: str | Path) -> tuple[Path, Path]:
+    """Where a source and a dataset lie, ~ understood; the dataset's path absolute."""
+    return Path(source).expanduser(), Path(dataset).expanduser().absolute()
 
 
-def _check_places(source: Path, final: Path, options: ConsolidateOptions) -> None:
+def check_places(source: Path, final: Path, options: ConsolidateOptions) -> None:
+    """BadInput, UsageError or CannotWrite for places that cannot be meant."""
     if not source.exists():
         raise BadInput(f"{source} is not there. Give a folder of .h5 shards, or one HDF5 file.")
-    if final.resolve().is_relative_to(source.resolve()):
-        raise UsageError(f"{final} lies inside the source {source}; inputs are never written to. Choose another place.")
-    if not options.overwrite or options.dry_run:
-        return
-    _check_ours(final)
+    check_apart(final, source)
+    if options.overwrite and not options.dry_run:
+        check_ours(final)
 
 
-def _check_ours(final: Path) -> None:
+def check_ours(final: Path) -> None:
     """--overwrite replaces datasets, not whatever else a mistyped name hits."""
-    if not final.exists() or (final.is_dir() and not any(final.iterdir())):
+    if _is_free(final):
         return
     try:
         read_manifest(final)
@@ -286,44 +292,88 @@ def _check_ours(final: Path) -> None:
         ) from error
 
 
+def leave_out(
+    source: Path, plan: Plan, problems: Sequence[Problem], bad: Sequence[Problem]
+) -> tuple[Plan, list[Problem]]:
+    """The plan without the shards that were found `bad`, and all that are left out, in the order of a survey."""
+    together = sorted([*problems, *bad], key=lambda problem: natural_key(problem.path))
+    smaller = work_on.without(plan, bad)
+    if not smaller.shards:
+        raise bad_shards(source, plan, together)
+    return smaller, together
+
+
+def result(manifest: Manifest, final: Path, meter: Meter, *, dashboard: str, reused: bool) -> Consolidated:
+    """What a command says of the dataset it published or found."""
+    return Consolidated(
+        dataset=str(final), n_shards=sum(s.n_shards for s in manifest.splits.values()),
+        n_samples=sum(s.shape[0] for s in manifest.splits.values()), n_rejected=manifest.n_rejected,
+        bytes=sum(entry.n_bytes for entry in manifest.files.values()),
+        n_chunks=sum("/c/" in name for name in manifest.files), item_shape=manifest.schema.item_shape,
+        dtype=manifest.schema.dtype, splits={name: s.shape[0] for name, s in manifest.splits.items()},
+        seconds=round(meter.elapsed(), 3), peak_bytes=meter.peak_bytes, dashboard=dashboard,
+        digest=manifest.digest, reused=reused,
+    )  # fmt: skip
+
+
+def bad_shards(source: Path, plan: Plan, problems: Sequence[Problem], next_step: str = _MEND) -> BadShards:
+    """The error that names bad shards, and says what to do when they are mended."""
+    return BadShards(
+        f"{plural(len(problems), 'bad shard')} in {source}; nothing was published, the work on the other "
+        f"{format_count(len(plan.shards))} is kept.\n" + "\n".join(problem_lines(source, problems)) + f"\n{next_step}",
+        problems,
+    )
+
+
+def problem_lines(source: Path, problems: Sequence[Problem]) -> list[str]:
+    """A line a bad shard, of the first hundred."""
+    lines = [f"  {ascii(p.path)[1:-1]}   {p.code}   {p.detail}" for p in islice(problems, _SHOWN_PROBLEMS)]
+    if len(problems) > _SHOWN_PROBLEMS:
+        lines.append(f"  ... and {len(problems) - _SHOWN_PROBLEMS:,} more: tsclust inspect {source} --json")
+    return lines
+
+
+def survey_for(held: Session, given: Path, parsers: Parsers) -> Survey:
+    """The survey that a consolidation begins with: shards that an earlier one found bad are problems here."""
+    options, known_bad = held.options, work_dir.known_bad(held.final)
+    assert isinstance(options, ConsolidateOptions)
+    parsers.warm_up()
+    return survey(given, parsers, layout=options.layout, key=options.key, known_bad=known_bad, listener=held.listener)
+
+
+def _is_free(final: Path) -> bool:
+    return not final.exists() or (final.is_dir() and not any(final.iterdir()))
+
+
 def _same_shards(a: Sequence[Problem], b: Sequence[Problem]) -> bool:
     return {problem.path for problem in a} == {problem.path for problem in b}
 
 
-def _check_free(final: Path) -> None:
-    if not final.exists() or (final.is_dir() and not any(final.iterdir())):
-        return
-    raise CannotWrite(
-        f"{final} already exists and was not made from these shards and options. "
-        "Use --overwrite to replace it, or choose another name."
-    )
+def _workers(held: Session, plan: Plan) -> int:
+    """Workers: what was asked for, else a few threads a core or a process a core, as many as the memory holds."""
+    each = work_on.array_bytes(plan) + _process_bytes(held, plan)
+    if held.options.scheduler == "threads" and held.options.workers is None:
+        held = replace(held, limits=Budget(held.limits.memory_bytes, _READERS_A_CORE * budget.available_cores()))
+    fit = held.workers_that_fit(each, "consolidation")
+    here = held.options.scheduler in ("threads", "local")
+    return min(fit, max(1, len(plan.partitions))) if here else fit
 
 
-def _workers(plan: Plan, options: ConsolidateOptions, limits: Budget) -> int:
-    """Reader threads: what was asked for, else a few a core, as many as the memory holds chunk buffers for."""
-    n = options.workers or _READERS_A_CORE * budget.available_cores()
-    wanted = Budget(limits.memory_bytes, min(n, max(1, len(plan.partitions))))
-    return wanted.workers_that_fit(work_on.array_bytes(plan), "consolidation")
+def _process_bytes(held: Session, plan: Plan) -> int:
+    """Bytes that a worker holds besides its arrays; nothing for a thread."""
+    if held.options.scheduler == "threads":
+        return 0
+    return work_on.plan_bytes(plan) + (LEAST_WORKER_BYTES if held.options.scheduler == "local" else 0)
 
 
-def _dry_run(found: Survey, final: Path, options: ConsolidateOptions, limits: Budget) -> DryRun:
-    plan = make_plan(found, options.plan_options())
-    n_workers = _workers(plan, options, limits)
+def _dry_run(found: Survey, held: Session) -> DryRun:
+    assert isinstance(held.options, ConsolidateOptions)
+    plan = make_plan(found, held.options.plan_options())
+    n_workers = _workers(held, plan)
+    here = n_workers if held.options.scheduler in ("threads", "local") else 0
     return DryRun(
-        dataset=str(final), n_shards=len(plan.shards), n_samples=plan.n_rows, n_rejected=len(found.problems),
-        n_partitions=len(plan.partitions), n_chunks=plan.n_chunks,
-        disk_bytes=plan.disk_bytes,
-        memory_bytes=budget.BASE_BYTES + n_workers * work_on.array_bytes(plan), n_workers=n_workers,
+        dataset=str(held.final), n_shards=len(plan.shards), n_samples=plan.n_rows, n_rejected=len(found.problems),
+        n_partitions=len(plan.partitions), n_chunks=plan.n_chunks, disk_bytes=plan.disk_bytes,
+        memory_bytes=budget.BASE_BYTES + here * (work_on.array_bytes(plan) + _process_bytes(held, plan)),
+        n_workers=n_workers,
     )  # fmt: skip
-
-
-def _bad_shards(source: Path, plan: Plan, problems: Sequence[Problem]) -> BadShards:
-    lines = [f"  {ascii(p.path)[1:-1]}   {p.code}   {p.detail}" for p in islice(problems, _SHOWN_PROBLEMS)]
-    if len(problems) > _SHOWN_PROBLEMS:
-        lines.append(f"  ... and {len(problems) - _SHOWN_PROBLEMS:,} more: tsclust inspect {source} --json")
-    return BadShards(
-        f"{plural(len(problems), 'bad shard')} in {source}; nothing was published, the work on the other "
-        f"{format_count(len(plan.shards))} is kept.\n" + "\n".join(lines) + "\n"
-        "Mend them and run the same command again, or leave them out: --on-bad skip",
-        problems,
-    )

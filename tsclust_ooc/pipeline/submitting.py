@@ -82,7 +82,8 @@ class SubmittedJob:
 class Submitted:
     """Result of submit: the job folder, its jobs in order, and the commands that show and cancel them.
 
-    `texts` has the files by name where they were only printed; `n_partitions` is 0 but for a consolidation.
+    `texts` has the files by name where they were only printed; `n_partitions` is 0 but for a consolidation. There are no
+    jobs where the dataset is there already, made from these shards.
     """
 
     command: str
@@ -119,6 +120,8 @@ def submit(task: Task, options: SubmitOptions, jobs: Jobs, program: Sequence[str
     n_partitions = 0
     if task.command == "consolidate":
         n_partitions = _plan(task, "--dry-run" if options.print else "--init", program)
+        if n_partitions == 0:
+            return Submitted(task.command, batch.name, "", "", (), 0, 0, "", "", {})
     folder = task.result.with_name(f".{task.result.name}.jobs")
     scripts = _scripts_of(task, batch, options, jobs, folder, n_partitions, tuple(program))
     if options.print:
@@ -158,7 +161,7 @@ def _plan(task: Task, flag: str, program: Sequence[str]) -> int:
             f"nothing was submitted: tsclust consolidate {flag} --json printed {done.stdout[-200:]!r}, which says no "
             f"n_partitions. Is {shlex.join(program)} this version of tsclust?"
         ) from error
-    if not isinstance(found, int) or found < 1:
+    if not isinstance(found, int) or found < 0:
         raise TsclustError(f"nothing was submitted: {found!r} partitions were planned. Look at tsclust inspect.")
     return found
 

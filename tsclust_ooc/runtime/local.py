@@ -13,11 +13,12 @@ from typing import Any
 from tsclust_ooc.errors import TsclustError
 from tsclust_ooc.extras import load
 from tsclust_ooc.files import naming_the_place
+from tsclust_ooc.interruption import postponed
 from tsclust_ooc.progress import Listener
 from tsclust_ooc.runtime.client import CONFIG, ONE_THREAD, OnDask, has_dashboard, recorded, say_dashboard
 from tsclust_ooc.runtime.doors import LOOPBACK, open_doors, refuse_open_doors
 from tsclust_ooc.runtime.spec import ClusterSpec, Runtime, worker_bytes
-from tsclust_ooc.runtime.surroundings import environment, interrupts_wait, temporaries_in, told, unheard
+from tsclust_ooc.runtime.surroundings import environment, temporaries_in, told, unheard
 from tsclust_ooc.units import plural
 
 
@@ -33,7 +34,9 @@ def open_local(spec: ClusterSpec, listener: Listener) -> Iterator[Runtime]:
         stack.enter_context(environment(ONE_THREAD | {"DASK_LOGGING__DISTRIBUTED": "critical"}))
         stack.enter_context(unheard())
         dashboard = has_dashboard(listener)
-        with interrupts_wait(), temporaries_in(folder):
+        # The first spawn would start it, and leave SIGINT unblocked in the thread that spawns.
+        load("multiprocessing.resource_tracker").ensure_running()
+        with postponed(), temporaries_in(folder):
             cluster = _start(distributed, spec.n_workers, limit, folder)
             stack.callback(cluster.close)
             client = distributed.Client(cluster, direct_to_workers=True)

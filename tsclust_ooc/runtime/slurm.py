@@ -23,12 +23,13 @@ from typing import Any
 from tsclust_ooc.errors import TsclustError, UsageError
 from tsclust_ooc.extras import load
 from tsclust_ooc.files import naming_the_place, siblings
+from tsclust_ooc.interruption import postponed
 from tsclust_ooc.progress import Listener
 from tsclust_ooc.runtime.client import CONFIG, ONE_THREAD, OnDask, has_dashboard, recorded, say_dashboard
 from tsclust_ooc.runtime.doors import LOOPBACK, address_of, open_doors, refuse_open_doors
 from tsclust_ooc.runtime.local import private_folder
 from tsclust_ooc.runtime.spec import ClusterSpec, Jobs, Runtime, worker_bytes
-from tsclust_ooc.runtime.surroundings import environment, interrupts_wait, temporaries_in, told, unheard
+from tsclust_ooc.runtime.surroundings import environment, temporaries_in, told, unheard
 from tsclust_ooc.units import plural
 
 KEYS = r"[0-9a-f]{12}\.keys"
@@ -62,7 +63,7 @@ def open_slurm(spec: ClusterSpec, listener: Listener) -> Iterator[Runtime]:
         stack.enter_context(environment({"DASK_LOGGING__DISTRIBUTED": "critical"}))
         stack.enter_context(unheard())
         dashboard = has_dashboard(listener)
-        with interrupts_wait(), temporaries_in(folder):
+        with postponed(), temporaries_in(folder):
             security = distributed.Security.temporary(tls_min_version=load("ssl").TLSVersion.TLSv1_3)
             _write_keys(security, keys)
             cluster = _start(jobqueue, security, spec, limit, keys)
@@ -149,6 +150,7 @@ def _write_keys(security: Any, folder: Path) -> None:
 
 def _start(jobqueue: Any, security: Any, spec: ClusterSpec, limit: int, keys: Path) -> Any:
     jobs, config = spec.jobs, load("dask.config").serialize(CONFIG)
+    refusals: list[str] = []
 
     class WorkerJob(jobqueue.slurm.SLURMJob):  # type: ignore[misc]
         """dask-jobqueue pastes words into the script as they are; this one quotes them."""
@@ -157,8 +159,16 @@ def _start(jobqueue: Any, security: Any, spec: ClusterSpec, limit: int, keys: Pa
             super().__init__(scheduler=scheduler, name=name, **kwargs)
             self._command_template = worker_command(spec, str(scheduler), str(name), limit)
 
+        async def _submit_job(self, script_filename: str) -> Any:
+            try:
+                return await super()._submit_job(script_filename)
+            except RuntimeError as error:  # dask would try again for ever, and tell nobody
+                refusals.append(str(error).partition("stderr:")[2].strip() or str(error))
+                raise
+
     class SlurmCluster(jobqueue.SLURMCluster):  # type: ignore[misc]
         job_cls = WorkerJob
+        refused = refusals
 
         def _get_worker_security(self, security: Any) -> None:  # noqa: ARG002 - its files are written already
             return None
@@ -207,6 +217,8 @@ def _wait_for_workers(client: Any, cluster: Any, keys: Path, listener: Listener)
         with contextlib.suppress(TimeoutError):
             client.wait_for_workers(1, timeout=2)
         waited += 2
+        if cluster.refused:
+            raise TsclustError(f"sbatch did not take the jobs of the workers: {cluster.refused[0]}")
         jobs = [str(job.job_id) for job in cluster.workers.values() if getattr(job, "job_id", None)]
         queued = _squeue(jobs)
         if jobs and not queued and not client.scheduler_info(n_workers=-1)["workers"]:

@@ -38,12 +38,12 @@ class Jobs:
     walltime
         Most time of a job, like 04:00:00. Default: the site's.
     job_memory
-        Memory of one job, like 8GB. Default: 4GB.
+        Memory of one job, like 8GB. Default: 4GB for workers (--scheduler slurm), the site's for submitted jobs.
     job_cores
-        Cores of one job; with --scheduler slurm also its worker processes. Default: 1.
+        Cores of one job; with --scheduler slurm also its worker processes. Default: 1, or the site's.
     min_workers
         With --scheduler slurm: fewest worker processes kept while there is little to do; --workers is the most.
-        Default: as many as --workers.
+        Default: as many as that.
     interface
         Network interface that scheduler and workers listen on, like ib0. Needed by --scheduler slurm: nothing
         listens beyond it.

@@ -1,18 +1,14 @@
-"""What a cluster changes of the process that starts it, and puts back: environment, loggers, signals, temporaries."""
+"""What a cluster changes of the process that starts it, and puts back: environment, loggers, temporaries."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
-import signal
 import tempfile
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from tsclust_ooc.extras import load
 from tsclust_ooc.progress import Listener
 
 # distributed writes these into this process's environment as well; they are put back like the others.
@@ -75,35 +71,3 @@ def told(names: tuple[str, ...], listener: Listener) -> Iterator[None]:
     finally:
         for name in names:
             logging.getLogger(name).removeFilter(tell)
-
-
-@contextlib.contextmanager
-def interrupts_wait() -> Iterator[None]:
-    """Ctrl-C and SIGTERM take effect when the block has ended; a second one does at once.
-
-    SIGINT stays blocked in threads and processes born inside: a terminal sends Ctrl-C to the whole process group, and
-    workers have to live until this process has saved its progress.
-    """
-    waiting: list[int] = []
-
-    def note(number: int, frame: Any) -> None:
-        if waiting:
-            before[number](number, frame)
-        waiting.append(number)
-
-    # Only the main thread may set handlers; a signal that is ignored, or fatal, has none to put off.
-    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-    before = {int(number): handler for number in numbers if callable(handler := signal.getsignal(number))}
-    # The first spawn would start it, and leave SIGINT unblocked in the thread that spawns.
-    load("multiprocessing.resource_tracker").ensure_running()
-    for number in before:
-        signal.signal(number, note)
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if waiting:
-        signal.raise_signal(waiting[0])

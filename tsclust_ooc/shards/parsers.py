@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tsclust_ooc.interruption import SIGNALS, kept_from_children
 from tsclust_ooc.shards.schema import Member, Schema, ShardError, Structure
 from tsclust_ooc.shards.templates import Template
 
@@ -102,10 +103,13 @@ class _Parser:
             self.stop()
         if self._process is None:
             self._pending = b""
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "tsclust_ooc.shards.child"],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0,
-            )  # fmt: skip
+            # Ctrl-C and a scheduler's SIGTERM reach every process of a job: a parser that died of them would make its
+            # shard a bad one. It ends when its stdin does.
+            with kept_from_children(*SIGNALS):
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "tsclust_ooc.shards.child"],
+                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0,
+                )  # fmt: skip
         return self._process
 
     def stop(self) -> None:
