@@ -82,8 +82,8 @@ class SubmittedJob:
 class Submitted:
     """Result of submit: the job folder, its jobs in order, and the commands that show and cancel them.
 
-    `texts` has the files by name where they were only printed; `n_partitions` is 0 but for a consolidation. There are no
-    jobs where the dataset is there already, made from these shards.
+    `texts` has the files by name where they were only printed; `n_partitions` is 0 but for a consolidation. There are
+    no jobs where the dataset is there already, made from these shards.
     """
 
     command: str
