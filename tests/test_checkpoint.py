@@ -19,9 +19,9 @@ import numpy as np
 import pyarrow.dataset  # noqa: F401 - all is imported before the forks
 import pytest
 import scipy.sparse  # noqa: F401
-from conftest import Heard
 from crashing import KILLED, in_fork, killed_at, reported_state, state_of
 from datasets import count_reads, publish, three_splits
+from listeners import Heard
 from sources import OPTIONS as SHARDS
 from sources import write_shard
 from test_concurrency import race

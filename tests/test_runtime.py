@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from listeners import Heard
 
 from tsclust_ooc.errors import CannotWrite, TsclustError, UsageError
 from tsclust_ooc.runtime import (
@@ -34,17 +35,6 @@ MEMORY = 2 * 10**9
 
 # distributed leaves a connection that was being made to a worker when that was killed to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <ssl.SSLSocket:ResourceWarning")
-
-
-class Heard:
-    def __init__(self):
-        self.messages = []
-
-    def advance(self, stage, done, total):
-        pass
-
-    def say(self, message):
-        self.messages.append(message)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from datasets import publish, three_splits, write_source
+from listeners import Heard
 from one_node import processes_of
 
 from tsclust_ooc.dataset import open_dataset
@@ -105,17 +106,6 @@ def test_an_array_with_a_killed_task_is_requeued_and_finalized_to_the_same_bytes
         np.testing.assert_array_equal(np.asarray(found[split].array), x)
     assert not list(tmp_path.rglob("pwned"))
     print(slurm.squeue(), json.dumps(slurm.sacct(), indent=1))
-
-
-class Heard:
-    def __init__(self):
-        self.messages = []
-
-    def advance(self, stage, done, total):
-        pass
-
-    def say(self, message):
-        self.messages.append(message)
 
 
 @pytest.fixture
