@@ -105,9 +105,19 @@ def stopped_in_a_request(process):
             return any(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))
 
     parsers = children_of(process.pid)
-    for pid in parsers:
-        os.kill(pid, signal.SIGSTOP)
-    wait_for(lambda: any(asked(pid) for pid in parsers), process)
+
+    def stopped():
+        for pid in parsers:
+            os.kill(pid, signal.SIGSTOP)
+        for _ in range(50):  # a request may be on its way
+            if any(asked(pid) for pid in parsers):
+                return True
+            time.sleep(0.001)
+        for pid in parsers:  # all were at work on one they had read: they go on to the next
+            os.kill(pid, signal.SIGCONT)
+        return False
+
+    wait_for(stopped, process)
     return parsers
 
 

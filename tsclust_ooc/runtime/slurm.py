@@ -164,6 +164,7 @@ def _start(jobqueue: Any, security: Any, spec: ClusterSpec, limit: int, keys: Pa
                 return await super()._submit_job(script_filename)
             except RuntimeError as error:  # dask would try again for ever, and tell nobody
                 refusals.append(str(error).partition("stderr:")[2].strip() or str(error))
+                self.status = load("distributed").Status.failed  # or the cluster cannot be closed
                 raise
 
     class SlurmCluster(jobqueue.SLURMCluster):  # type: ignore[misc]
