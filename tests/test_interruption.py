@@ -428,11 +428,12 @@ def test_signals_after_the_first_do_not_disturb_the_clean_up():
 
 DEAF = """
     child = subprocess.Popen(["sleep", "1000"])
+    there = []
     main = time.pthread_getcpuclockid(threading.get_ident())
     def deaf():
         sys.setswitchinterval(100)  # now nobody else runs Python while this thread does not sleep
         began = 0
-        while time.clock_gettime(main) <= began:
+        while not there or time.clock_gettime(main) <= began:
             time.sleep(0.001)
             began = time.clock_gettime(main) + 0.001
             for _ in range(100_000): pass
@@ -440,6 +441,7 @@ DEAF = """
         ready()
     with listening(farewell{}):
         threading.Thread(target=deaf, daemon=True).start()
+        there.append(True)
         hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
 """
 

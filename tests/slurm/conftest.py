@@ -14,8 +14,11 @@ def slurm_installed():
         )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def slurm(slurm_installed, tmp_path_factory):
-    """One Slurm of one node for all tests; see one_node.py. Jobs of earlier tests are in its records."""
+    """One Slurm of one node for the tests of a module; see one_node.py. Jobs of earlier tests are in its records.
+
+    Not for all of the session: its daemons are processes of ours, and other tests look at those.
+    """
     with one_node(tmp_path_factory.mktemp("slurm")) as running:
         yield running
