@@ -1,8 +1,8 @@
 """The house's rules, read from the source: who may import whom, where, and how large things may be.
 
     ground   errors progress units extras files budget records locks provenance scratch interruption arguments
-    data     shards/ store plan staging reading source dataset consolidate tasks
-    compute  passes distance/ cluster/ encoders/ scores projection
+    data     shards/ store plan census staging reading content source dataset consolidate tasks
+    compute  passes drift distance/ cluster/ encoders/ scores projection
     edge     runtime submission published checkpoint results matrix report publishing
     top      demo pipeline/ cli/
 
@@ -38,7 +38,9 @@ HOUSE = {
     "shards": ("data", 3),
     "store": ("data", 3),
     "plan": ("data", 4),
+    "census": ("data", 4),
     "staging": ("data", 4),
+    "content": ("data", 5),
     "reading": ("data", 5),
     "dataset": ("data", 5),
     "source": ("data", 6),
@@ -46,6 +48,7 @@ HOUSE = {
     "consolidate": ("data", 7),
     "tasks": ("data", 8),
     "passes": ("compute", 3),
+    "drift": ("compute", 3),
     "distance": ("compute", 4),
     "cluster": ("compute", 5),
     "encoders": ("compute", 5),

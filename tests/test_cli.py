@@ -40,6 +40,7 @@ OPTIONS = {
     "inspect": [f.name for f in fields(InspectOptions)],
     "consolidate": [*flat(ConsolidateOptions), *flat(Step)],
     "verify": ["against", "workers"],
+    "status": [],
     "cluster": ["clusters", *flat(ClusterOptions)],
     "predict": flat(ComputeOptions),
     "evaluate": ["truth"],

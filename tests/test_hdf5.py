@@ -37,7 +37,7 @@ def test_every_float_reads_as_h5py_reads_it_in_little_endian(tmp_path, dtype, op
     with h5py.File(tmp_path / "0.h5") as file:
         assert np.array_equal(got[0], file[KEY][()])
     assert got.dtype == np.dtype(dtype.replace(">", "<"))
-    assert names == [KEY]
+    assert names == []
 
 
 @pytest.mark.parametrize("filters", [{"compression": "lzf"}, {"fletcher32": True}, {"compression": "gzip"}])
@@ -201,3 +201,84 @@ def test_the_end_of_file_is_found_in_every_superblock_version(tmp_path, libver, 
     assert whole[8] == version
     assert hdf5.check_superblock(whole[:4096], len(whole)) == ()
     assert code_of(hdf5.check_superblock, whole[:4096], len(whole) - 1) == "truncated"
+
+
+IDS = Schema("rows-per-file", KEY, (16,), "<f4", ids="ids")
+
+
+def with_ids(path, data, **options):
+    """A file of rows with a dataset of names."""
+    with h5py.File(path, "w") as file:
+        file[KEY] = values(9, (16,))
+        file.create_dataset("ids", data=data, **options)
+
+
+def kind_of(path):
+    (found,) = (m for m in hdf5.structure_of(hdf5.open_guarded(str(path))).members if m.name == "ids")
+    return found.ids, found.code
+
+
+@pytest.mark.parametrize("chunks", [None, (4,)])
+@pytest.mark.parametrize(
+    ("data", "dtype", "kind", "names"),
+    [
+        ([f"w {i}" for i in range(9)], h5py.string_dtype(), "text", [f"w {i}" for i in range(9)]),
+        (["é".encode() * i for i in range(9)], h5py.string_dtype("utf-8", 20), "text", ["é" * i for i in range(9)]),
+        ([b"a\xff"] * 9, "S3", "text", ["a\udcff"] * 9),
+        (range(-4, 5), ">i2", "integer", [str(i) for i in range(-4, 5)]),
+        ([2**64 - 1] * 9, "u8", "integer", [str(2**64 - 1)] * 9),
+    ],
+)
+def test_names_of_rows_are_read_with_them(tmp_path, data, dtype, kind, names, chunks):
+    with_ids(tmp_path / "0.h5", list(data), dtype=dtype, chunks=chunks)
+    assert kind_of(tmp_path / "0.h5") == (kind, "dtype")
+    got, found_names = read(tmp_path / "0.h5", IDS, 2, 7)
+    assert np.array_equal(got, values(9, (16,))[2:7])
+    assert found_names == names[2:7]
+
+
+@pytest.mark.parametrize(
+    "data", [np.ones(9, "f4"), np.ones((9, 2), "i4"), np.ones(9, "?"), np.ones(9, [("a", "i4")]), np.ones(9, "c8")]
+)
+def test_other_datasets_are_no_names(tmp_path, data):
+    with_ids(tmp_path / "0.h5", data)
+    assert kind_of(tmp_path / "0.h5")[0] == ""
+    assert code_of(read, tmp_path / "0.h5", IDS) in ("dtype", "shape")
+
+
+def test_names_that_were_never_written_are_no_names(tmp_path):
+    with h5py.File(tmp_path / "0.h5", "w") as file:
+        file[KEY] = values(9, (16,))
+        file.create_dataset("ids", (9,), h5py.string_dtype(), chunks=(4,))[:4] = "a"
+    assert kind_of(tmp_path / "0.h5") == ("", "incomplete-allocation")
+    assert code_of(read, tmp_path / "0.h5", IDS) == "incomplete-allocation"
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        ("sp|P1/2|ö", "sp|P1/2|ö"),
+        (np.bytes_(b"caf\xe9"), "caf\udce9"),
+        (7, "d"),
+        (["a", "b"], "d"),
+        (h5py.Empty("S3"), "d"),
+    ],
+)
+def test_a_dataset_is_named_by_its_original_id_if_that_is_a_string(tmp_path, value, name):
+    with h5py.File(tmp_path / "0.h5", "w") as file:
+        file.create_dataset("d", data=values(1)[0]).attrs["original_id"] = value
+    assert read(tmp_path / "0.h5", Schema("dataset-per-item", "", ITEM, "<f4"))[1] == [name]
+
+
+@pytest.mark.parametrize("layout", ["item-per-file", "rows-per-file", "dataset-per-item"])
+def test_samples_stored_feature_first_are_turned_as_numpy_turns_them(tmp_path, layout):
+    stored = values(4, (16, 3))
+    with h5py.File(tmp_path / "0.h5", "w") as file:
+        for i, sample in enumerate(stored):
+            if layout == "dataset-per-item":
+                file[str(i)] = sample
+        if layout != "dataset-per-item":
+            file[KEY] = stored if layout == "rows-per-file" else stored[0]
+    schema = Schema(layout, "" if layout == "dataset-per-item" else KEY, ITEM, "<f4", "first")
+    n = 1 if layout == "item-per-file" else 4
+    assert np.array_equal(read(tmp_path / "0.h5", schema, 0, n)[0], stored[:n].swapaxes(1, 2))

@@ -100,3 +100,22 @@ def test_metadata_gathered_at_the_root_is_found_by_zarr_without_a_warning(tmp_pa
     copy_durably(store, tmp_path, tmp_path / "data.zarr")
     group = zarr.open_consolidated(tmp_path / "data.zarr")
     assert group["train/embeddings"].shape == (10, 4)
+
+
+def test_a_chunk_put_as_it_lies_is_what_zarr_would_have_written(tmp_path):
+    samples = values(10, (4,))
+    for name in ("ours", "theirs"):
+        (tmp_path / name).mkdir()
+        store = DurableStore(tmp_path / name)
+        array = create(store)
+        if name == "theirs":
+            array[:] = samples
+        else:
+            padded = np.zeros((12, 4), "f4")
+            padded[:10] = samples
+            for i in range(4):
+                store.put(f"train/embeddings/c/{i}/0", padded[3 * i : 3 * i + 3].data.cast("B"))
+        assert store.written == {
+            key: (len(data), xxhash.xxh3_128_hexdigest(data)) for key, data in contents(tmp_path / name).items()
+        }
+    assert contents(tmp_path / "ours") == contents(tmp_path / "theirs")

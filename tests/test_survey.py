@@ -210,7 +210,7 @@ def test_what_an_earlier_read_found_is_a_problem_until_the_file_changes(tmp_path
 
 
 def test_a_source_without_shards_says_what_it_found(tmp_path, look):
-    (tmp_path / "a.npy").write_text("x")
+    (tmp_path / "a.txt").write_text("x")
     with pytest.raises(BadInput, match="found 1 other files"):
         look(tmp_path)
     with pytest.raises(BadInput, match="is not there"):

@@ -9,6 +9,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from sources import KEY, read_shard, values, write_shard
 
 from tsclust_ooc.shards.child import probe
@@ -201,3 +203,40 @@ def test_a_region_with_metadata_inside_is_not_learned(tmp_path):
     with h5py.File(path) as file:
         assert file[KEY].id.get_offset() == heap - 32  # HDF5 itself reads it without a word
     assert learn(path) is None
+
+
+def _contiguous(path: Path, attributes: int, before: int) -> None:
+    with h5py.File(path, "w") as file:
+        for i in range(before):
+            file[f"a{i}"] = np.arange(i + 3, dtype="i4")
+        file[KEY] = values(1)[0]
+        for i in range(attributes):
+            file[KEY].attrs[f"note{i}"] = "x" * 40
+
+
+@pytest.mark.parametrize(
+    ("attributes", "before"), [(0, 0), (12, 0), (3, 2)]
+)  # fmt: skip
+def test_whatever_byte_changes_the_fast_path_reads_what_h5py_reads_or_nothing(tmp_path_factory, attributes, before):
+    path = tmp_path_factory.mktemp("any") / "0.h5"
+    _contiguous(path, attributes, before)
+    template = learn(path)
+    assert template is not None
+    matcher, whole = Matcher(template), path.read_bytes()
+    assert through(matcher, path) == read_shard(path).tobytes()
+    fd = os.open(path, os.O_RDWR)
+
+    @settings(max_examples=150, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(at=st.integers(0, len(whole) - 1), byte=st.integers(0, 255), piece=st.booleans())
+    def check(at, byte, piece):
+        os.pwrite(fd, bytes([byte]), at)
+        stop = 64 if piece else None  # the two ways in which data are read
+        fast, first = through(matcher, path, 0, stop), matcher.metadata_equal(str(path))
+        in_data = template.offset <= at < template.offset + template.n_bytes
+        assert (fast is not None) == first == (in_data or byte == whole[at])
+        if fast is not None:
+            assert fast == read_shard(path).tobytes()[:stop]
+        os.pwrite(fd, whole[at : at + 1], at)
+
+    check()
+    os.close(fd)

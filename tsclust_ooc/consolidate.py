@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from tsclust_ooc.dataset import (
 from tsclust_ooc.errors import BadInput, CannotWrite, TryAgain
 from tsclust_ooc.files import FileEntry
 from tsclust_ooc.plan import Partition, Plan, make_plan
-from tsclust_ooc.reading import Ids, RowReader
+from tsclust_ooc.reading import Ids, RowReader, Unproven
 from tsclust_ooc.shards.schema import Problem
 from tsclust_ooc.shards.survey import Survey
 from tsclust_ooc.store import DurableStore, consolidate_metadata, copy_durably
@@ -65,10 +66,14 @@ _SHARD_BYTES = 700  # of a plan in memory, for each shard: its record, its path,
 
 @dataclass(frozen=True)
 class Done:
-    """Result of one partition: rows written, and the shards of it that could not be read (then it has no receipt)."""
+    """Result of one partition: rows written, and the shards of it that could not be read (then it has no receipt).
+
+    `unproven` is a shard that is not what the survey presumed, '' if there is none (else, too, there is no receipt).
+    """
 
     partition: Partition
     bad: tuple[BadShard, ...]
+    unproven: str = ""
 
 
 def init(final: Path, plan: Plan, problems: Sequence[Problem]) -> Work:
@@ -109,7 +114,10 @@ def write_partition(work: Work, reader: RowReader, partition: Partition) -> Done
     the work directory is gone.
     """
     with noticing_others(work.root):
-        return _write_partition(work, reader, partition)
+        try:
+            return _write_partition(work, reader, partition)
+        except Unproven as error:
+            return Done(partition, (), str(error))
 
 
 def finalize(work: Work, *, replace_existing: bool, seconds: float = 0.0) -> Manifest:
@@ -177,9 +185,14 @@ def run(
     mapper: Mapper,
     on_done: Callable[[Done], None] = lambda done: None,
 ) -> list[BadShard]:
-    """Write every pending partition by `write`, through `mapper`; returns the shards that could not be read."""
+    """Write every pending partition by `write`, through `mapper`; returns the shards that could not be read.
+
+    Raises Unproven when a shard is not what the survey presumed: survey again, in full.
+    """
     bad: list[BadShard] = []
     for done in mapper(write, pending(work)):
+        if done.unproven:
+            raise Unproven(done.unproven)
         bad += done.bad
         on_done(done)
     return bad
@@ -249,16 +262,14 @@ def _buffer(shape: tuple[int, ...], dtype: str) -> np.ndarray[Any, np.dtype[Any]
 def _write_partition(work: Work, reader: RowReader, partition: Partition) -> Done:
     plan, split = work.plan, partition.split
     store = DurableStore(work.dataset / DATA)
-    opened: Any = zarr.open_array(store, path=f"{split}/{ARRAY}", mode="r+")
-    # A chunk of nothing but NaN is a file too; open_array takes this option and forgets it.
-    array = zarr.Array(zarr.AsyncArray(opened.metadata, opened.store_path, {"write_empty_chunks": True}))
+    write = _chunk_writer(plan, split, store)
     ids, bad = Ids([], [], []), []
     for start, stop in plan.chunks_of(partition):
-        rows = _buffer((plan.chunk_rows[split], *plan.schema.item_shape), plan.schema.dtype)[: stop - start]
-        found, problems = reader.read(split, start, stop, rows)
+        chunk = _buffer((plan.chunk_rows[split], *plan.schema.item_shape), plan.schema.dtype)
+        found, problems = reader.read(split, start, stop, chunk[: stop - start])
         bad += [BadShard(s.shard.size, s.shard.mtime_ns, problem) for s, problem in problems]
         if not bad:
-            array[start:stop] = rows
+            write(start, stop, chunk)
             ids.extend(found)
     if bad:
         record_bad(work, partition, bad)
@@ -267,6 +278,29 @@ def _write_partition(work: Work, reader: RowReader, partition: Partition) -> Don
     entries.update(_write_index(work, partition, ids))
     records.save(work.receipt(partition.index), Receipt(plan.inputs_digest(partition), entries), WORK_VERSION)
     return Done(partition, ())
+
+
+def _chunk_writer(plan: Plan, split: str, store: DurableStore) -> Callable[[int, int, np.ndarray[Any, Any]], None]:
+    """What writes rows `start` to `stop` of a split from the beginning of a chunk's buffer: one whole chunk."""
+    if not plan.options.codec:
+        return partial(_write_plain, plan, split, store)
+    opened: Any = zarr.open_array(store, path=f"{split}/{ARRAY}", mode="r+")
+    # A chunk of nothing but NaN is a file too; open_array takes this option and forgets it.
+    array = zarr.Array(zarr.AsyncArray(opened.metadata, opened.store_path, {"write_empty_chunks": True}))
+
+    def write(start: int, stop: int, chunk: np.ndarray[Any, Any]) -> None:
+        array[start:stop] = chunk[: stop - start]
+
+    return write
+
+
+def _write_plain(
+    plan: Plan, split: str, store: DurableStore, start: int, stop: int, chunk: np.ndarray[Any, Any]
+) -> None:
+    """An uncompressed chunk is the buffer as it lies; zarr would copy it twice."""
+    chunk[stop - start :] = np.nan  # the last chunk of a split is as large as the others
+    number = start // plan.chunk_rows[split]
+    store.put(f"{split}/{ARRAY}/c/{number}{'/0' * (chunk.ndim - 1)}", chunk.data.cast("B"))
 
 
 def _write_index(work: Work, partition: Partition, ids: Ids) -> dict[str, FileEntry]:

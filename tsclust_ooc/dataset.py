@@ -30,7 +30,7 @@ from tsclust_ooc.units import format_count
 if TYPE_CHECKING:
     import dask.array
 
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
 MANIFEST, DATA, INDEX, REJECTED = "manifest.json", "data.zarr", "index", "rejected.json"
 ARRAY = "embeddings"
 VIEWS = ("flatten", "variable", "mean")

@@ -14,6 +14,7 @@ from functools import cached_property
 
 from tsclust_ooc import records
 from tsclust_ooc.errors import UsageError
+from tsclust_ooc.shards.layouts import lies_as_given
 from tsclust_ooc.shards.schema import Schema, Shard
 from tsclust_ooc.shards.survey import Survey
 from tsclust_ooc.shards.templates import Template
@@ -24,16 +25,22 @@ DEFAULT_CHUNK_BYTES = 16 * 2**20
 
 @dataclass(frozen=True)
 class Options:
-    """What a user may choose that changes the bytes of a dataset. `codec` is '' (none), 'zstd' or 'blosc-lz4'."""
+    """What a user may choose that changes the bytes of a dataset.
+
+    `codec` is '' (none), 'zstd' or 'blosc-lz4'. Of each split, every `stride`-th sample is kept, from the first on.
+    """
 
     chunk_bytes: int = DEFAULT_CHUNK_BYTES
     codec: str = ""
+    stride: int = 1
 
     def __post_init__(self) -> None:
         if self.chunk_bytes < 2**12:
             raise UsageError(f"--chunk-bytes {self.chunk_bytes:,} is too small. Use 16MiB to 64MiB.")
         if self.codec not in ("", "zstd", "blosc-lz4"):
             raise UsageError(f"--compress {self.codec} is not known. Use zstd or blosc-lz4.")
+        if self.stride < 1:
+            raise UsageError(f"--stride {self.stride} keeps no samples. Use 1 for all, 96 for every 96th.")
 
 
 @dataclass(frozen=True)
@@ -138,6 +145,9 @@ class Plan:
 
     def segments(self, split: str, start: int, stop: int) -> Iterator[Segment]:
         """The pieces of shards that are rows `start` to `stop` of a split, in order."""
+        if self.options.stride > 1:
+            yield from self._single(split, start, stop)
+            return
         shards, ends = self._rows[split]
         for i in range(bisect.bisect_right(ends, start), len(shards)):
             first = ends[i] - shards[i].n_samples
@@ -146,6 +156,24 @@ class Plan:
             if shards[i].n_samples:
                 begin = max(start, first)
                 yield Segment(shards[i], begin - first, min(stop, ends[i]) - first, begin)
+
+    def _single(self, split: str, start: int, stop: int) -> Iterator[Segment]:
+        """A segment for each row: with a stride, no two rows of a split lie side by side in their shard."""
+        shards, ends = self._rows[split]
+        i = 0
+        for row in range(start, stop):
+            sample = row * self.options.stride  # counted over all shards of the split
+            i = bisect.bisect_right(ends, sample, lo=i)
+            at = sample - (ends[i] - shards[i].n_samples)
+            yield Segment(shards[i], at, at + 1, row)
+
+    def n_kept(self, split: str) -> dict[str, int]:
+        """Rows that each shard of a split gives, of those that give any, in row order; {} for no split of the plan."""
+        n_rows = sum(one.n_rows for one in self.splits if one.name == split)
+        kept: dict[str, int] = {}
+        for segment in self.segments(split, 0, n_rows) if n_rows else ():
+            kept[segment.shard.path] = kept.get(segment.shard.path, 0) + segment.stop - segment.start
+        return kept
 
     def inputs_digest(self, partition: Partition) -> str:
         """Digest of everything that the bytes of a partition depend on. Equal inputs, equal bytes: work can be kept."""
@@ -178,13 +206,19 @@ class Plan:
 def make_plan(survey: Survey, options: Options) -> Plan:
     """The plan for the good shards of a survey."""
     splits = tuple(
-        SplitPlan(name, sum(s.n_samples for s in shards), len(shards), sum(s.size for s in shards))
+        SplitPlan(name, _kept(shards, options.stride), len(shards), sum(s.size for s in shards))
         for name, shards in survey.splits().items()
     )
+    # Where samples have names beside them, a parser reads both.
+    templates = survey.templates if lies_as_given(survey.schema) else ()
     return Plan(
         source=survey.source, schema=survey.schema, reason=survey.reason, options=options, splits=splits,
-        templates=survey.templates, shards_digest=_digest_of(survey.shards), shards=survey.shards,
+        templates=templates, shards_digest=_digest_of(survey.shards), shards=survey.shards,
     )  # fmt: skip
+
+
+def _kept(shards: Sequence[Shard], stride: int) -> int:
+    return -(-sum(shard.n_samples for shard in shards) // stride)
 
 
 def _digest_of(shards: Sequence[Shard]) -> str:

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from tsclust_ooc.plan import Plan, Segment
+from tsclust_ooc.shards.layouts import turn
 from tsclust_ooc.shards.parsers import Parsers
-from tsclust_ooc.shards.schema import DATASET_PER_ITEM, ITEM_PER_FILE, Problem, ShardError
-from tsclust_ooc.shards.templates import matchers
+from tsclust_ooc.shards.schema import DATASET_PER_ITEM, ITEM_PER_FILE, Problem, Schema, Shard, ShardError
+from tsclust_ooc.shards.templates import holds_samples, matchers
 from tsclust_ooc.staging import Stage
 
 
@@ -33,17 +34,21 @@ class Ids:
         self.sample_ids.extend(more.sample_ids)
 
 
+class Unproven(Exception):
+    """A shard whose structure the survey presumed from its size is not what was presumed; holds its path."""
+
+
 class RowReader:
     """Reads rows of a plan's splits out of their shards: by template where one is proven, else by a parser process.
 
-    Use it from many threads. It owns neither the parsers nor the stage.
+    Use it from many threads. It owns neither the parsers nor the stage. With `presumed` the plan is from a survey that
+    presumed: a shard of a template's size that this template does not prove ends a read with Unproven.
     """
 
-    def __init__(self, plan: Plan, parsers: Parsers, stage: Stage) -> None:
-        self.plan, self._parsers, self._stage = plan, parsers, stage
-        schema = plan.schema
-        usable = tuple(t for t in plan.templates if t.member == schema.key and t.dtype == schema.dtype)
-        self._matchers = matchers(usable)
+    def __init__(self, plan: Plan, parsers: Parsers, stage: Stage, *, presumed: bool = False) -> None:
+        self.plan, self._parsers, self._stage, self._presumed = plan, parsers, stage, presumed
+        self._root = os.path.join(plan.source, "")
+        self._matchers = matchers(tuple(t for t in plan.templates if holds_samples(t, plan.schema)))
 
     def read(self, split: str, start: int, stop: int, out: np.ndarray) -> tuple[Ids, list[tuple[Segment, Problem]]]:
         """Fill `out` ((stop - start, *item_shape), C-contiguous) with rows of a split.
@@ -58,7 +63,7 @@ class RowReader:
             at, n = segment.row - start, segment.stop - segment.start
             try:
                 names = self._read_segment(segment, raw[at * item : (at + n) * item])
-                _note(ids, segment, names, self.plan.schema.layout)
+                _note(ids, segment, names, self.plan.schema)
             except ShardError as error:
                 problems.append((segment, Problem(segment.shard.path, error.problem.code, error.problem.detail)))
             except OSError as error:
@@ -68,30 +73,43 @@ class RowReader:
 
     def _read_segment(self, segment: Segment, out: memoryview) -> list[str]:
         shard = segment.shard
-        path = os.path.join(self.plan.source, shard.path)
+        path = self._root + shard.path
         stamp = (shard.size, shard.mtime_ns)
-        if self._stage.reads_directly(shard.size):
-            return self._read_file(path, segment, stamp, out)
-        with self._stage.local(path, stamp) as local:
-            return self._read_file(local, segment, stamp, out)
+        try:
+            if self._stage.reads_directly(shard.size):
+                return self._read_file(path, segment, stamp, out)
+            with self._stage.local(path, stamp) as local:
+                return self._read_file(local, segment, stamp, out)
+        except OSError as error:
+            if self._is_presumed(shard):  # a survey that opens it would say so of it
+                raise Unproven(shard.path) from error
+            raise
 
     def _read_file(self, path: str, segment: Segment, stamp: tuple[int, int], out: memoryview) -> list[str]:
-        item = self.plan.schema.item_bytes
+        schema, shard = self.plan.schema, segment.shard
         for matcher in self._matchers.get(stamp[0], ()):
-            fits = matcher.template.n_bytes == segment.shard.n_samples * item
-            if fits and matcher.read_into(path, stamp, out, segment.start * item):
+            fits = matcher.template.n_bytes == shard.n_samples * schema.item_bytes
+            if fits and matcher.read_into(path, stamp, out, segment.start * schema.item_bytes):
+                turn(schema, out)
                 return []
-        return self._parsers.read(path, stamp, self.plan.schema, segment.start, segment.stop, out)
+        if self._is_presumed(shard):
+            raise Unproven(shard.path)
+        return self._parsers.read(path, stamp, schema, segment.start, segment.stop, out)
+
+    def _is_presumed(self, shard: Shard) -> bool:
+        return self._presumed and shard.size in self._matchers
 
 
-def _note(ids: Ids, segment: Segment, names: list[str], layout: str) -> None:
-    n = segment.stop - segment.start
-    stem = segment.shard.path.rpartition("/")[2].rpartition(".")[0]
-    ids.shards.extend([segment.shard.path] * n)
-    ids.shard_rows.extend(range(segment.start, segment.stop))
-    if layout == DATASET_PER_ITEM:
-        ids.sample_ids.extend(names)
-    elif layout == ITEM_PER_FILE:
+def _note(ids: Ids, segment: Segment, names: list[str], schema: Schema) -> None:
+    path = segment.shard.path
+    stem = path.rpartition("/")[2].rpartition(".")[0]
+    if schema.layout == ITEM_PER_FILE:
+        ids.shards.append(path)
+        ids.shard_rows.append(segment.start)
         ids.sample_ids.append(stem)
-    else:
-        ids.sample_ids.extend(f"{stem}:{row}" for row in range(segment.start, segment.stop))
+        return
+    rows = range(segment.start, segment.stop)
+    ids.shards.extend([path] * len(rows))
+    ids.shard_rows.extend(rows)
+    named = schema.layout == DATASET_PER_ITEM or schema.ids
+    ids.sample_ids.extend(names if named else (f"{stem}:{row}" for row in rows))

@@ -17,7 +17,7 @@ import numpy as np
 
 from tsclust_ooc import budget
 from tsclust_ooc.errors import BadInput
-from tsclust_ooc.plan import Options, Partition, Plan, make_plan
+from tsclust_ooc.plan import DEFAULT_CHUNK_BYTES, Options, Partition, Plan, make_plan
 from tsclust_ooc.reading import RowReader
 from tsclust_ooc.shards.parsers import Parsers
 from tsclust_ooc.shards.schema import Problem
@@ -77,8 +77,9 @@ def read_block(plan: Plan, partition: Partition) -> np.ndarray[Any, np.dtype[Any
 
 
 def open_source(
-    source: str | Path, *, layout: str | None = None, key: str | None = None, chunk_bytes: int | None = None
-) -> Source:
+    source: str | Path, *, layout: str | None = None, key: str | None = None, feature_axis: str | None = None,
+    ids: str | None = None, stride: int = 1, chunk_bytes: int | None = None,
+) -> Source:  # fmt: skip
     """Survey a folder of shards (or one HDF5 file) and open it as lazy dask arrays, one a split.
 
     Shards with problems are left out and listed in `.problems`. Raises BadInput when nothing can be read.
@@ -86,6 +87,9 @@ def open_source(
     >>> source = open_source("embeddings/")  # doctest: +SKIP
     >>> source["train"].mean(axis=0).compute()  # doctest: +SKIP
     """
-    options = Options() if chunk_bytes is None else Options(chunk_bytes)
+    options = Options(DEFAULT_CHUNK_BYTES if chunk_bytes is None else chunk_bytes, stride=stride)
     with Parsers(budget.available_cores()) as parsers:
-        return Source(survey(Path(source).expanduser(), parsers, layout=layout, key=key), options)
+        return Source(
+            survey(Path(source).expanduser(), parsers, layout=layout, key=key, feature_axis=feature_axis, ids=ids),
+            options,
+        )

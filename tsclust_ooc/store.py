@@ -1,6 +1,6 @@
 """A zarr store on a local or shared directory whose writes are durable and remembered.
 
-Invariant: a key that `set` returned from is on disk under its final name with all its bytes, and its size and digest
+Invariant: a key that `set` or `put` returned from has its final name and all its bytes on disk, and its size and digest
 are in `written`. zarr's own LocalStore never fsyncs, and creates folders anew under a work directory that another
 process has just published or swept away; this one fails there.
 """
@@ -45,6 +45,19 @@ class DurableStore(LocalStore):
         """Write one key durably."""
         self._check_writable()
         self._put_durably(key, value.as_buffer_like())
+
+    def put(self, key: str, data: memoryview) -> None:
+        """Write one key: the bytes of `data` as they are, without zarr's copies of them.
+
+        They are on disk when this returns. Their name is when the folder is synced, which is left to who publishes: a
+        sync for each chunk of a folder waits for all that others write meanwhile.
+        """
+        self._check_writable()
+        path = self.root / key
+        make_dirs(self.root, path.parent)
+        with files.atomic_file(path) as file:
+            file.write(data)
+        self.written[key] = (len(data), files.checksum_bytes(data))
 
     async def set(self, key: str, value: Buffer) -> None:
         """Write one key durably."""

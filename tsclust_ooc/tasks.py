@@ -37,6 +37,7 @@ class WriteTask:
     plan_digest: str
     staging: Staging
     task_name: str
+    presumed: bool = False
 
     def __call__(self, partition: Partition) -> Done:
         """Write `partition`, with this process's bench."""
@@ -46,15 +47,17 @@ class WriteTask:
         return done
 
 
-def write_task(work: Work, staging: Staging) -> WriteTask:
+def write_task(work: Work, staging: Staging, *, presumed: bool = False) -> WriteTask:
     """The task that writes partitions of `work`; its name says whether it may copy shards to scratch first.
+
+    `presumed`: the plan comes from a survey that presumed, and what a task reads must prove it.
 
     The copy is part of the task, not one before it: on several nodes the two could run on different ones.
     """
     stage = staging.open(Path(work.plan.source))
     copies = any(not stage.reads_directly(shard.size) for shard in work.plan.shards)
     name = "stage-write-chunk" if copies else "write-chunk"
-    return WriteTask(work.final, work.root, work.plan.digest, staging, name)
+    return WriteTask(work.final, work.root, work.plan.digest, staging, name, presumed)
 
 
 class _Bench:
@@ -68,7 +71,7 @@ class _Bench:
         self._parsers = Parsers(_PARSERS)
         self._stage = task.staging.open(Path(self.work.plan.source))
         self._largest = max((shard.size for shard in self.work.plan.shards), default=0)
-        self.reader = RowReader(self.work.plan, self._parsers, self._stage)
+        self.reader = RowReader(self.work.plan, self._parsers, self._stage, presumed=task.presumed)
 
     def tidy(self) -> None:
         """Where scratch gets full, give back the copies that are not in use: other workers here need room too."""
@@ -81,14 +84,14 @@ class _Bench:
         self._stage.close()
 
 
-_benches: dict[tuple[Path, str], _Bench] = {}
+_benches: dict[tuple[Path, str, bool], _Bench] = {}
 _guard = threading.Lock()
 
 
 @contextlib.contextmanager
 def _bench_for(task: WriteTask) -> Iterator[_Bench]:
     """This process's bench for the work of `task`; one that nobody uses any more gives way to another work's."""
-    key = task.root, task.plan_digest
+    key = task.root, task.plan_digest, task.presumed
     with _guard:
         if key not in _benches:
             _close(lambda other: other.n_users == 0)

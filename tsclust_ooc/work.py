@@ -32,7 +32,7 @@ from tsclust_ooc.shards.schema import Problem, Shard
 from tsclust_ooc.store import make_dirs
 from tsclust_ooc.units import plural
 
-WORK_VERSION = 1
+WORK_VERSION = 2
 _ASKED = "asked"
 PASSING = ("unreadable", "unstable", "timeout")
 """Codes of problems that the next run may not meet: the disk, the network or a writer did them, not the content."""

@@ -41,6 +41,7 @@ COMMANDS = {
     "demo": "Write a labelled demo source of small shards to try everything on.",
     "inspect": "Say what is in a folder of shards: keys, shapes, splits, problems, the next command.",
     "consolidate": "Turn shards into one published zarr dataset.",
+    "status": "Say whether a result is published, or how far the work for it is: done, running, missing, rate.",
     "verify": "Check every byte of a dataset, or every sample against its shard.",
     "cluster": "Cluster a dataset with k-means; publish labels, model, metrics and a report.",
     "distances": "Compute the distances of all rows to all rows, as one zarr array.",

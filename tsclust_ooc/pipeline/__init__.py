@@ -1,6 +1,7 @@
 """The toolkit's verbs, one a command; the only place where data and compute meet.
 
-    looking         inspect                      arrays        consolidate --init, --partition, --finalize
+    looking         inspect (examining: --deep, estimating: what comes)
+    progressing     status                       arrays        consolidate --init, --partition, --finalize
     consolidating   consolidate                  verifying     verify
     clustering      cluster, predict, evaluate   distancing    distances
     submitting      submit                       flowing       run (its steps and settings beside it)

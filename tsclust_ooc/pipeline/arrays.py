@@ -274,6 +274,9 @@ def _complaint(given: Path, final: Path, options: ConsolidateOptions, made: Plan
         ("compress", options.compress, made.options.codec or "no codec"),
         ("layout", options.layout, made.schema.layout),
         ("key", options.key, made.schema.key),
+        ("feature-axis", options.feature_axis, made.schema.feature_axis),
+        ("ids", options.ids, made.schema.ids),
+        ("stride", options.stride, made.options.stride),
     ):
         if now is not None and now != then:
             return (

@@ -12,18 +12,18 @@ from tsclust_ooc import budget
 from tsclust_ooc import consolidate as work_on
 from tsclust_ooc import work as work_dir
 from tsclust_ooc.budget import Budget
-from tsclust_ooc.dataset import Manifest, read_manifest, read_rejected
+from tsclust_ooc.dataset import Manifest, read_manifest, read_rejected, work_folders
 from tsclust_ooc.errors import BadInput, CannotWrite, UsageError
 from tsclust_ooc.pipeline.options import ComputeOptions
 from tsclust_ooc.pipeline.session import Session, check_apart, session
 from tsclust_ooc.plan import DEFAULT_CHUNK_BYTES, Options, Partition, Plan, make_plan
 from tsclust_ooc.progress import Listener, silent
 from tsclust_ooc.provenance import Meter
-from tsclust_ooc.reading import RowReader
+from tsclust_ooc.reading import RowReader, Unproven
 from tsclust_ooc.runtime import LEAST_WORKER_BYTES
 from tsclust_ooc.shards.parsers import Parsers
 from tsclust_ooc.shards.schema import Problem, natural_key
-from tsclust_ooc.shards.survey import Survey, survey
+from tsclust_ooc.shards.survey import KnownBad, Survey, survey
 from tsclust_ooc.staging import MODES, Stage, Staging
 from tsclust_ooc.tasks import write_task
 from tsclust_ooc.units import format_count, parse_bytes, plural
@@ -43,6 +43,14 @@ class ConsolidateOptions(ComputeOptions):
         How datasets map to samples: item-per-file, rows-per-file or dataset-per-item. Default: guessed.
     key
         Name of the dataset that holds the vectors. Default: guessed.
+    feature_axis
+        Which axis of a stored sample is the feature: last, or first for (feature, variable) samples, which are turned
+        while they are written. Default: guessed, the longer.
+    ids
+        Name of the dataset that names the samples of a shard, one string or integer each; '' for none. Default:
+        guessed.
+    stride
+        Keep each N-th sample of a split: neighbouring windows overlap. Default: 1, all of them.
     on_bad
         What to do about bad shards: 'fail' (do all the work, name them all, publish nothing, exit 65) or 'skip'
         (publish without them, recorded in rejected.json).
@@ -59,6 +67,9 @@ class ConsolidateOptions(ComputeOptions):
 
     layout: str | None = None
     key: str | None = None
+    feature_axis: str | None = None
+    ids: str | None = None
+    stride: int | None = None
     on_bad: str = "fail"
     dry_run: bool = False
     stage: str = "auto"
@@ -74,7 +85,7 @@ class ConsolidateOptions(ComputeOptions):
     def plan_options(self) -> Options:
         """The options that change the bytes of the dataset."""
         size = DEFAULT_CHUNK_BYTES if self.chunk_bytes is None else parse_bytes(self.chunk_bytes)
-        return Options(size, self.compress or "")
+        return Options(size, self.compress or "", 1 if self.stride is None else self.stride)
 
 
 DEFAULTS = ConsolidateOptions()
@@ -162,19 +173,37 @@ class Consolidation:
         self.held, self.source, self.parsers, self.options = held, source, parsers, held.options
         self.final, self.listener = held.final, held.listener
         self.dashboard = ""
+        self.presumed = False
+        self.known_bad = work_dir.known_bad(held.final)  # from before: a second survey knows no more than the first
 
     def run(self) -> Consolidated:
         """Survey, write, publish."""
-        plan, problems, manifest = self.look()
+        try:
+            return self._run(presume=self._may_presume())
+        except Unproven as error:
+            path = ascii(str(error))[1:-1]
+            self.listener.say(f"{path} is not like the others of its size; looking at every shard before going on")
+            return self._run(presume=False)
+
+    def _run(self, *, presume: bool) -> Consolidated:
+        plan, problems, manifest = self.look(presume=presume)
         return self.finish(plan, problems) if manifest is None else self.there_already(manifest)
 
-    def look(self) -> tuple[Plan, tuple[Problem, ...], Manifest | None]:
+    def _may_presume(self) -> bool:
+        """Whether each shard of the plan will be read now, so that what is presumed of it will be proven."""
+        all_of_them = self.options.plan_options().stride == 1
+        return all_of_them and _is_free(self.final) and not work_folders(self.final)
+
+    def look(self, *, presume: bool = False) -> tuple[Plan, tuple[Problem, ...], Manifest | None]:
         """The plan, the shards it leaves out, and the dataset if it is there already, made by just this plan.
+
+        With `presume`, shards of which many have the size of a proven one are not opened before they are read.
 
         Raises BadShards when it is, and is not what `on_bad` asks for; CannotWrite when something else is there.
         """
         while True:
-            found = survey_for(self.held, self.source, self.parsers)
+            found = survey_for(self.held, self.source, self.parsers, self.known_bad, presume=presume)
+            self.presumed = found.n_presumed > 0
             plan = make_plan(found, self.options.plan_options())
             if self.options.overwrite:
                 return plan, found.problems, None
@@ -248,8 +277,11 @@ class Consolidation:
         """What writes a partition: with the parsers and the stage here, or in another process with its own."""
         scheduler = self.options.scheduler
         if scheduler == "threads":
-            return partial(work_on.write_partition, work, RowReader(work.plan, self.parsers, stage))
-        return write_task(work, here if scheduler == "local" else Staging(here.mode, asked=self.options.scratch))
+            return partial(
+                work_on.write_partition, work, RowReader(work.plan, self.parsers, stage, presumed=self.presumed)
+            )
+        there = here if scheduler == "local" else Staging(here.mode, asked=self.options.scratch)
+        return write_task(work, there, presumed=self.presumed)
 
     def _counting(self, work: work_dir.Work) -> Callable[[work_on.Done], None]:
         """Tells the listener how many shards are written; to be called with each partition that is done."""
@@ -333,12 +365,17 @@ def problem_lines(source: Path, problems: Sequence[Problem]) -> list[str]:
     return lines
 
 
-def survey_for(held: Session, given: Path, parsers: Parsers) -> Survey:
+def survey_for(
+    held: Session, given: Path, parsers: Parsers, known_bad: KnownBad | None = None, *, presume: bool = False
+) -> Survey:
     """The survey that a consolidation begins with: shards that an earlier one found bad are problems here."""
-    options, known_bad = held.options, work_dir.known_bad(held.final)
+    options = held.options
     assert isinstance(options, ConsolidateOptions)
     parsers.warm_up()
-    return survey(given, parsers, layout=options.layout, key=options.key, known_bad=known_bad, listener=held.listener)
+    return survey(
+        given, parsers, layout=options.layout, key=options.key, feature_axis=options.feature_axis, ids=options.ids,
+        known_bad=known_bad or work_dir.known_bad(held.final), presume=presume, listener=held.listener,
+    )  # fmt: skip
 
 
 def _is_free(final: Path) -> bool:

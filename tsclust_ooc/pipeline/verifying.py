@@ -57,7 +57,10 @@ def _compare(opened: Dataset, source: Path, mapper: Mapper, listener: Listener) 
     """Read every sample from its shard again and compare bits."""
     schema, damage, n_compared = opened.schema, list[Damage](), 0
     with Parsers(budget.available_cores()) as parsers:
-        found = survey(source, parsers, layout=schema.layout, key=schema.key, listener=listener)
+        found = survey(
+            source, parsers, layout=schema.layout, key=schema.key, feature_axis=schema.feature_axis, ids=schema.ids,
+            listener=listener,
+        )  # fmt: skip
         plan = make_plan(found, opened.manifest.options)
         reader = RowReader(plan, parsers, NO_STAGE)
         for name in dict.fromkeys([*opened, *(split.name for split in plan.splits)]):
@@ -79,7 +82,7 @@ def _compare_shards(opened: Dataset, plan: Plan, split: str) -> list[Damage]:
         return [Damage(split, f"the source now holds {plan.schema}, the dataset {opened.schema}")]
     paths = opened[split].index().column("shard").to_pylist() if split in opened else []
     ours = Counter(records.text_to_path(path) for path in paths)
-    theirs = {s.path: s.n_samples for s in plan.shards if s.split == split and s.n_samples}
+    theirs = plan.n_kept(split)
     gone = [Damage(path, "in the dataset, not in the source") for path in ours if path not in theirs]
     new = [Damage(path, "in the source, not in the dataset") for path in theirs if path not in ours]
     other = [

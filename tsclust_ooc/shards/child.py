@@ -11,6 +11,7 @@ import json
 import os
 import resource
 import sys
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any, BinaryIO
 
@@ -20,8 +21,8 @@ os.environ["HDF5_USE_FILE_LOCKING"] = "FALSE"
 
 import h5py
 
-from tsclust_ooc.shards import hdf5
-from tsclust_ooc.shards.schema import Member, Schema, ShardError, Structure
+from tsclust_ooc.shards import hdf5, npy
+from tsclust_ooc.shards.schema import DATASET_PER_ITEM, Schema, ShardError, Structure
 from tsclust_ooc.shards.templates import MAX_METADATA_BYTES, Template, check_stamp, stamp_of
 
 _ADDRESS_SPACE = 6 * 2**30
@@ -29,20 +30,36 @@ _ADDRESS_SPACE = 6 * 2**30
 
 def probe(path: str, *, learn: bool) -> dict[str, Any]:
     """The structure of a file, and with `learn` the template it makes, if it makes one."""
-    size, image = hdf5.bytes_of(path)
-    structure = hdf5.structure_of(hdf5.open_guarded(path, image))
-    template = learn_template(image, structure) if learn and image is not None else None
+    if path.lower().endswith(npy.SUFFIX):
+        head, size = npy.head_of(path)
+        image = hdf5.bytes_of(path)[1] if learn else None
+        structure, parse = npy.structure_of(head, size), _npy_structure
+    else:
+        size, image = hdf5.bytes_of(path)
+        structure, parse = hdf5.structure_of(hdf5.open_guarded(path, image)), _hdf5_structure
+    template = learn_template(image, structure, parse) if learn and image is not None else None
     return {"structure": structure_to_json(structure), "template": vars(template) if template else None, "size": size}
 
 
-def learn_template(image: bytes, structure: Structure) -> Template | None:
+def _hdf5_structure(image: bytes) -> Structure:
+    return hdf5.structure_of(hdf5.open_guarded("", image))
+
+
+def _npy_structure(image: bytes) -> Structure:
+    return npy.structure_of(image, len(image))
+
+
+def learn_template(
+    image: bytes, structure: Structure, parse: Callable[[bytes], Structure] = _hdf5_structure
+) -> Template | None:
     """The template that a parsed file makes, or None when its data are not one plain region."""
     plain = [m for m in structure.members if not m.code and m.offset >= 0 and m.n_bytes > 0]
     if not plain or structure.warnings:
         return None
     member = max(plain, key=lambda m: m.n_bytes)
     head, tail = image[: member.offset], image[member.offset + member.n_bytes :]
-    if len(head) + len(tail) > MAX_METADATA_BYTES or not _free_of_metadata(head, tail, member, structure):
+    fillers = (filler * member.n_bytes for filler in (b"\xff", b"\x5a"))
+    if len(head) + len(tail) > MAX_METADATA_BYTES or not _same(structure, (head + f + tail for f in fillers), parse):
         return None
     return Template(
         len(image), member.name, member.shape, member.dtype, member.offset, member.n_bytes,
@@ -50,21 +67,18 @@ def learn_template(image: bytes, structure: Structure) -> Template | None:
     )  # fmt: skip
 
 
-def _free_of_metadata(head: bytes, tail: bytes, member: Member, structure: Structure) -> bool:
-    """Whether HDF5 finds the same structure with the data region overwritten, twice, by different bytes."""
-    for filler in (b"\xff", b"\x5a"):
-        try:
-            found = hdf5.structure_of(hdf5.open_guarded("", head + filler * member.n_bytes + tail))
-        except ShardError:
-            return False
-        if found != structure:
-            return False
-    return True
+def _same(structure: Structure, images: Iterable[bytes], parse: Callable[[bytes], Structure]) -> bool:
+    """Whether the parser finds the same structure in all images: the file with its data region overwritten."""
+    try:
+        return all(parse(image) == structure for image in images)
+    except ShardError:
+        return False
 
 
 def structure_to_json(structure: Structure) -> list[Any]:
     """A structure in JSON's types."""
-    return [[[m.name, m.shape, m.dtype, m.offset, m.code, m.detail] for m in structure.members], structure.warnings]
+    members = [[m.name, m.shape, m.dtype, m.offset, m.code, m.detail, m.ids] for m in structure.members]
+    return [members, structure.warnings]
 
 
 @lru_cache(maxsize=1)
@@ -78,7 +92,13 @@ def read(request: dict[str, Any], out: BinaryIO) -> dict[str, Any]:
     path, stamp = request["path"], tuple(request["stamp"])
     check_stamp(stamp, stamp_of(path))
     schema = Schema(**{**request["schema"], "item_shape": tuple(request["schema"]["item_shape"])})
-    samples, names = hdf5.read(_opened(path, stamp), schema, request["start"], request["stop"])
+    start, stop = request["start"], request["stop"]
+    # Asked only where it may be: on a network filesystem each open takes milliseconds.
+    if schema.key in ("", npy.NAME) and npy.is_npy(path):
+        samples = npy.read(path, schema, start, stop)
+        names = [npy.NAME] if schema.layout == DATASET_PER_ITEM else []
+    else:
+        samples, names = hdf5.read(_opened(path, stamp), schema, start, stop)
     check_stamp(stamp, stamp_of(path))
     raw = samples.data.cast("B") if samples.size else b""
     _send(out, {"n_bytes": len(raw), "names": names})

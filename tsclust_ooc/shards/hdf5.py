@@ -7,17 +7,28 @@ never written is never read as fill values.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import stat
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import h5py
 import numpy as np
 
 from tsclust_ooc.shards import layouts
-from tsclust_ooc.shards.schema import DATASET_PER_ITEM, ROWS_PER_FILE, Member, Schema, ShardError, Structure
+from tsclust_ooc.shards.schema import (
+    DATASET_PER_ITEM,
+    INTEGER,
+    ROWS_PER_FILE,
+    TEXT,
+    Member,
+    Schema,
+    ShardError,
+    Structure,
+)
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 IMAGE_BYTES = 16 * 2**20
@@ -26,6 +37,7 @@ IMAGE_BYTES = 16 * 2**20
 _MAX_CHUNK_BYTES = 256 * 2**20
 _MAX_DECLARED_BYTES = 2**60
 _MAX_EXPANSION = 1100  # deflate cannot shrink more than 1032:1
+_VARIABLE_BYTES = 16  # length, address and index of a global heap object
 _MAX_MEMBERS, _MAX_DEPTH = 2_000_000, 8
 _UNDEFINED = 2**64 - 1
 _FILTERS = {
@@ -79,29 +91,70 @@ def structure_of(opened: Opened) -> Structure:
 
 
 def read(opened: Opened, schema: Schema, start: int, stop: int) -> tuple[np.ndarray, list[str]]:
-    """Samples `start` to `stop` of a file as (n, *item_shape) in the schema's dtype, and their datasets' names."""
+    """Samples `start` to `stop` of a file as (n, *item_shape) in the schema's dtype, and the names it has for them.
+
+    Names are those of datasets that are samples (their attribute `original_id` where they have it), or the rows of the
+    dataset `schema.ids`; there are none otherwise.
+    """
     structure = structure_of(opened)
     members = layouts.samples_in(schema, structure)
     if schema.layout == DATASET_PER_ITEM:
-        members = [m for m in members if layouts.rows_of(schema, m)][start:stop]
-        start, stop = 0, 1
-    out = np.empty(
-        (len(members) if schema.layout == DATASET_PER_ITEM else stop - start, *schema.item_shape), schema.dtype
-    )
-    for i, member in enumerate(members):
-        target = out[i : i + 1] if schema.layout == DATASET_PER_ITEM else out
-        _read_member(opened, schema, member, start, stop, target)
-    return out, [member.name for member in members]
+        members = members[start:stop]
+        out = np.empty((len(members), *schema.item_shape), schema.dtype)
+        for i, member in enumerate(members):
+            _read_member(opened, schema, member, 0, 1, out[i : i + 1])
+        return out, [_original_id(opened, member.name) for member in members]
+    out = np.empty((stop - start, *schema.item_shape), schema.dtype)
+    _read_member(opened, schema, members[0], start, stop, out)
+    return out, _read_ids(opened, layouts.ids_in(schema, structure), start, stop) if schema.ids else []
 
 
 def _read_member(opened: Opened, schema: Schema, member: Member, start: int, stop: int, out: np.ndarray) -> None:
-    dataset = h5py.Dataset(h5py.h5d.open(opened.id, member.name.encode("utf-8", "surrogateescape")))
+    dataset = _dataset(opened, member.name)
     selection = slice(start, stop) if schema.layout == ROWS_PER_FILE else ...
+    with _reading(dataset, member.name):
+        stored = dataset[selection].reshape(len(out), *schema.stored_shape)
+    out[...] = stored.swapaxes(1, 2) if schema.stored_shape != schema.item_shape else stored
+
+
+def _read_ids(opened: Opened, member: Member, start: int, stop: int) -> list[str]:
+    """Names of samples `start` to `stop`: bytes that are not UTF-8 become surrogates, as in names of files."""
+    dataset = _dataset(opened, member.name)
+    with _reading(dataset, member.name):
+        found = dataset[start:stop].tolist()
+    return list(map(str, found)) if member.ids == INTEGER else [_text(one) for one in found]
+
+
+def _original_id(opened: Opened, name: str) -> str:
+    """The name that a dataset says it had before HDF5 could not hold it (bio_embeddings), else its own."""
+    dataset = _dataset(opened, name)
+    with _reading(dataset, name):
+        if not h5py.h5a.exists(dataset.id, b"original_id"):
+            return name
+        attribute = h5py.h5a.open(dataset.id, b"original_id")
+        if not isinstance(attribute.get_type(), h5py.h5t.TypeStringID) or attribute.shape != ():
+            return name
+        found = np.empty((), attribute.dtype)
+        attribute.read(found)
+    return _text(found.item())
+
+
+def _text(raw: bytes | str) -> str:
+    return raw if isinstance(raw, str) else raw.decode("utf-8", "surrogateescape")
+
+
+def _dataset(opened: Opened, name: str) -> h5py.Dataset:
+    return h5py.Dataset(h5py.h5d.open(opened.id, name.encode("utf-8", "surrogateescape")))
+
+
+@contextlib.contextmanager
+def _reading(dataset: h5py.Dataset, name: str) -> Iterator[None]:
+    """What HDF5 raises while it reads a dataset, as the problem of the shard."""
     try:
-        out[...] = dataset[selection].reshape(out.shape)
+        yield
     except (OSError, RuntimeError, ValueError, MemoryError) as error:
         code = "checksum" if dataset.fletcher32 else "corrupt"
-        raise ShardError(code, f"dataset {member.name!r} cannot be read: {_first_line(error)}") from error
+        raise ShardError(code, f"dataset {name!r} cannot be read: {_first_line(error)}") from error
 
 
 def bytes_of(path: str) -> tuple[int, bytes | None]:
@@ -212,7 +265,11 @@ def _describe(opened: Opened, name: str, dataset: h5py.h5d.DatasetID) -> Member:
     if space.get_simple_extent_type() == h5py.h5s.NULL:
         return Member(name, (), "", -1, "null-dataspace", f"{name!r} has no dataspace (h5py.Empty)")
     shape = tuple(int(n) for n in space.get_simple_extent_dims())
+    ids = _ids_kind(dataset.get_type()) if len(shape) == 1 else ""
     try:
+        if ids:
+            _check_storage(opened, dataset, shape, np.dtype(f"V{_stored_bytes(dataset.get_type())}"))
+            return Member(name, shape, "", -1, "dtype", f"{name!r} holds no vectors: {ids}", ids)
         dtype = _float_dtype(dataset.get_type())
         if not shape:
             raise ShardError("shape", f"{name!r} is a scalar")
@@ -222,6 +279,19 @@ def _describe(opened: Opened, name: str, dataset: h5py.h5d.DatasetID) -> Member:
     except ShardError as error:
         return Member(name, shape, "", -1, error.problem.code, error.problem.detail)
     return Member(name, shape, dtype.str, offset, "", "")
+
+
+def _ids_kind(kind: h5py.h5t.TypeID) -> str:
+    """Whether values of a type can name samples: 'text', 'integer' or ''."""
+    if isinstance(kind, h5py.h5t.TypeStringID):
+        return TEXT
+    return INTEGER if isinstance(kind, h5py.h5t.TypeIntegerID) and kind.get_size() <= 8 else ""
+
+
+def _stored_bytes(kind: h5py.h5t.TypeID) -> int:
+    """Bytes that one value of a type takes in the file; of a variable string that is where its text lies."""
+    variable = isinstance(kind, h5py.h5t.TypeStringID) and kind.is_variable_str()
+    return _VARIABLE_BYTES if variable else int(kind.get_size())
 
 
 def _float_dtype(kind: h5py.h5t.TypeID) -> np.dtype:

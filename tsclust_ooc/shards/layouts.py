@@ -8,13 +8,19 @@ start to stop. Invariant: `n_samples` equals the number of rows that reading the
 from __future__ import annotations
 
 import contextlib
+import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from tsclust_ooc.errors import BadInput, UsageError
 from tsclust_ooc.shards.schema import (
     DATASET_PER_ITEM,
+    FEATURE_AXES,
+    FIRST,
     ITEM_PER_FILE,
+    LAST,
     LAYOUTS,
     ROWS_PER_FILE,
     Member,
@@ -25,7 +31,9 @@ from tsclust_ooc.shards.schema import (
 )
 
 _LIKELY_KEYS = ("embeddings", "embedding", "features", "feature", "emb", "vectors", "vector", "data", "x", "X")
-_FEW_ROWS, _MANY_VARIABLES, _MOSTLY = 64, 1024, 0.75
+_FEW_ROWS, _MANY_VARIABLES, _MOSTLY, _FEW_SHARDS = 64, 1024, 0.75, 4
+_MUCH_LONGER, _WIDTH_STEP, _LEAST_WIDTH = 4, 64, 128  # encoders give 128, 384, 768, 1024, ... features
+_ID_WORDS = {"id", "ids", "idx", "uid", "uids", "uuid", "uuids"}
 
 
 @dataclass(frozen=True)
@@ -36,17 +44,33 @@ class Guess:
     reason: str
 
 
-def item_shape(layout: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape of one sample in a dataset of `shape`; ShardError 'shape' when it cannot hold any."""
-    if layout == ROWS_PER_FILE:
-        found = shape[1:]
-    else:
-        found = shape
+def stored_shape(layout: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of one sample as it lies in a dataset of `shape`; ShardError 'shape' when it cannot hold any.
+
+    Where a dataset is one sample, axes of one before and after the others are dropped.
+    """
+    found = shape[1:] if layout == ROWS_PER_FILE else shape
+    if layout != ROWS_PER_FILE:
         while len(found) > 1 and found[0] == 1:
             found = found[1:]
+        while len(found) > 1 and found[-1] == 1:
+            found = found[:-1]
     if len(found) not in (1, 2) or 0 in found:
         raise ShardError("shape", f"a dataset of shape {shape} holds no (variable, feature) or (feature,) sample")
     return found
+
+
+def lies_as_given(schema: Schema) -> bool:
+    """Whether the bytes of a plain dataset, each sample given its shape by `turn`, are all that is wanted of a file."""
+    return not schema.ids
+
+
+def turn(schema: Schema, raw: memoryview) -> None:
+    """Turn samples in place from the way they are stored, (feature, variable), to the way they are given."""
+    if schema.feature_axis == FIRST:
+        flat = np.frombuffer(raw, schema.dtype)
+        stored = flat.reshape(-1, *schema.stored_shape).copy()
+        flat.reshape(-1, *schema.item_shape)[...] = stored.swapaxes(1, 2)
 
 
 def samples_in(schema: Schema, structure: Structure) -> list[Member]:
@@ -63,7 +87,20 @@ def samples_in(schema: Schema, structure: Structure) -> list[Member]:
         members = [find(structure, schema.key)]
     for member in members:
         _check(schema, member)
+    if schema.ids and rows_of(schema, members[0]):
+        ids_in(schema, structure)
     return members
+
+
+def ids_in(schema: Schema, structure: Structure) -> Member:
+    """The dataset that names the samples of a file of rows; ShardError when it does not name each of them."""
+    named, n = find(structure, schema.ids), find(structure, schema.key).shape[0]
+    if not named.ids:
+        detail = named.detail or f"{named.dtype}; names of samples are strings or integers"
+        raise ShardError(named.code or "dtype", f"names of samples {schema.ids!r}: {detail}")
+    if named.shape != (n,):
+        raise ShardError("shape", f"{schema.ids!r} has shape {named.shape}; {n} samples need ({n},) names")
+    return named
 
 
 def n_samples(schema: Schema, structure: Structure) -> int:
@@ -93,10 +130,10 @@ def _check(schema: Schema, member: Member) -> None:
         raise ShardError(member.code, member.detail)
     if rows_of(schema, member) == 0:
         return
-    found = item_shape(schema.layout, member.shape)
-    if found != schema.item_shape:
+    found = stored_shape(schema.layout, member.shape)
+    if found != schema.stored_shape:
         code = "dim" if len(found) == len(schema.item_shape) else "shape"
-        raise ShardError(code, f"sample shape {found}, most shards have {schema.item_shape}")
+        raise ShardError(code, f"sample shape {found}, most shards have {schema.stored_shape}")
     if _native(member.dtype) != schema.dtype:
         raise ShardError("dtype", f"{_native(member.dtype)}, most shards have {schema.dtype}")
 
@@ -106,28 +143,37 @@ def _native(dtype: str) -> str:
     return dtype.replace(">", "<")
 
 
-def guess(structures: Counter[Structure], layout: str | None = None, key: str | None = None) -> Guess:
+def guess(
+    structures: Counter[Structure],
+    layout: str | None = None,
+    key: str | None = None,
+    feature_axis: str | None = None,
+    ids: str | None = None,
+) -> Guess:
     """The schema that most shards fit, from their structures and how many shards have each.
 
-    `layout` and `key` override the guess. Raises UsageError for an unknown layout, BadInput when nothing can be read
-    or the key cannot be told.
+    `layout`, `key`, `feature_axis` and `ids` override the guess; `ids` '' says that samples have no names of their own.
+    Raises UsageError for an unknown layout or axis, BadInput when nothing can be read or the key cannot be told.
     """
-    if layout is not None and layout not in LAYOUTS:
-        raise UsageError(f"--layout {layout} is not known. Use one of: {', '.join(LAYOUTS)}.")
+    for flag, told, known in (("layout", layout, LAYOUTS), ("feature-axis", feature_axis, FEATURE_AXES)):
+        if told is not None and told not in known:
+            raise UsageError(f"--{flag} {told} is not known. Use one of: {', '.join(known)}.")
     readable = Counter({s: n for s, n in structures.items() if any(not m.code for m in s.members)})
     if layout == DATASET_PER_ITEM or (layout is None and key is None and _one_dataset_an_item(readable)):
-        return _guess_items(readable)
-    key = key or _guess_key(readable or structures)
-    members = Counter[Member]()
-    for structure, count in readable.items():
-        members.update({m: count for m in structure.members if m.name == key and not m.code and 0 not in m.shape})
-    if not members:
-        raise BadInput(f"no shard has a readable dataset {key!r}. Found: {_names(structures)}. Use --key NAME.")
-    return _guess_layout(members, layout, key)
+        guessed = _guess_items(readable, _item_shapes(readable))
+    else:
+        key = key or _guess_key(readable or structures)
+        members = Counter[Member]()
+        for structure, count in readable.items():
+            members.update({m: count for m in structure.members if m.name == key and not m.code and 0 not in m.shape})
+        if not members:
+            raise BadInput(f"no shard has a readable dataset {key!r}. Found: {_names(structures)}. Use --key NAME.")
+        guessed = _guess_layout(members, layout, key)
+    return _with_ids(_with_axis(guessed, feature_axis), readable, ids)
 
 
 def _guess_layout(members: Counter[Member], layout: str | None, key: str) -> Guess:
-    """Is a 2-D dataset one sample or many? Decided over all shards, with the reason."""
+    """Is a 2-D dataset one sample or many? Decided over all shards, with the reason; the sample as it is stored."""
     shapes = Counter[tuple[int, ...]]()
     for member, count in members.items():
         shapes[member.shape] += count
@@ -139,11 +185,86 @@ def _guess_layout(members: Counter[Member], layout: str | None, key: str) -> Gue
     items = Counter[tuple[tuple[int, ...], str]]()
     for member, count in members.items():
         with contextlib.suppress(ShardError):
-            items[item_shape(layout, member.shape), _native(member.dtype)] += count
+            items[stored_shape(layout, member.shape), _native(member.dtype)] += count
     if not items:
         raise BadInput(f"dataset {key!r} of shape {shape} holds no (variable, feature) or (feature,) samples.")
     (item, dtype), _ = items.most_common(1)[0]
+    if layout == ITEM_PER_FILE and len(item) < len(shape):
+        reason += f"; {shape} without its axes of one is {item}"
     return Guess(Schema(layout, key, item, dtype), reason)
+
+
+def _with_axis(guessed: Guess, told: str | None) -> Guess:
+    """The guess, its sample turned where the first axis is the feature: so told, or clearly the longer."""
+    schema = guessed.schema
+    if len(schema.item_shape) == 1:
+        return guessed
+    axis, why = _choose_axis(schema.item_shape) if told is None else (told, f"--feature-axis {told}")
+    if axis == FIRST:
+        schema = replace(schema, item_shape=schema.item_shape[::-1], feature_axis=FIRST)
+    return Guess(schema, f"{guessed.reason}; {why}" if why else guessed.reason)
+
+
+def _choose_axis(stored: tuple[int, ...]) -> tuple[str, str]:
+    """Which axis of a stored sample is the feature, and why, if that needs saying."""
+    first, last = stored
+    if first > last > 1 and (first >= _MUCH_LONGER * last or (_is_width(first) and not _is_width(last))):
+        turned = f"samples become ({last}, {first}) (--feature-axis last if they are not)"
+        return FIRST, f"features are the first axis of {stored}, the longer: {turned}"
+    if first > last or (_is_width(first) and not _is_width(last)):
+        return LAST, f"features are taken to be the last axis of {stored} (--feature-axis first if they are not)"
+    return LAST, ""
+
+
+def _is_width(n: int) -> bool:
+    """Whether `n` is a number of features that encoders usually give."""
+    return n >= _LEAST_WIDTH and n % _WIDTH_STEP == 0
+
+
+def _with_ids(guessed: Guess, structures: Counter[Structure], told: str | None) -> Guess:
+    """The guess with the dataset that names the rows of each file: so told, or the only one whose name says so."""
+    schema = guessed.schema
+    if told == "":
+        return guessed
+    if schema.layout != ROWS_PER_FILE:
+        if told is not None:
+            raise UsageError(
+                f"--ids {told} is about files of many samples; here {guessed.reason}. "
+                f"Leave it out, or add --layout {ROWS_PER_FILE}."
+            )
+        return guessed
+    beside = _beside(structures, schema.key)
+    if told is not None:
+        if not any(told in names for names in beside):
+            raise BadInput(f"no shard has names for its samples in {told!r}. Found: {_names(structures)}.")
+        return Guess(replace(schema, ids=told), f"{guessed.reason}; --ids {told}")
+    somewhere = {name for names in beside for name in names if _says_id(name)}
+    everywhere = [name for name in sorted(somewhere) if all(name in names for names in beside)]
+    if len(everywhere) == 1:
+        return Guess(replace(schema, ids=everywhere[0]), f"{guessed.reason}; {everywhere[0]!r} names the samples")
+    if everywhere:
+        why = f"which of {', '.join(map(repr, everywhere))} names the samples is not clear"
+    elif somewhere:
+        why = f"not every shard has {min(somewhere)!r} for all its samples"
+    else:
+        return guessed
+    return Guess(schema, f"{guessed.reason}; {why}: they are named by file and row (--ids NAME)")
+
+
+def _beside(structures: Counter[Structure], key: str) -> list[set[str]]:
+    """For each kind of file with samples under `key`: the datasets that hold one string or integer a sample."""
+    found = []
+    for structure in structures:
+        vectors = next((m for m in structure.members if m.name == key and not m.code and 0 not in m.shape), None)
+        if vectors is not None:
+            found.append({m.name for m in structure.members if m.ids and m.shape == vectors.shape[:1]})
+    return found
+
+
+def _says_id(name: str) -> bool:
+    """Whether a dataset's name has a word for identifiers in it; 'valid' and 'width' have not."""
+    words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name.rpartition("/")[2])
+    return any(word.lower() in _ID_WORDS or word.lower().endswith("ids") for word in words)
 
 
 def _choose(shapes: Counter[tuple[int, ...]]) -> tuple[str, str]:
@@ -159,10 +280,15 @@ def _choose(shapes: Counter[tuple[int, ...]]) -> tuple[str, str]:
         if any(other[1:] == shape[1:] and other != shape for other in shapes):
             return ROWS_PER_FILE, "one sample a shard in most, more in others: their first axes differ"
         return ITEM_PER_FILE, f"one sample a shard ({shape} has one row)"
+    if len(shape) == 3 and shape[2] == 1 and _is_width(shape[0]):
+        return ITEM_PER_FILE, f"one sample a shard ({alike}; {shape[0]} is a usual number of features)"
     if len(shape) == 3:
         return ROWS_PER_FILE, f"many samples a shard: {shape} is (sample, variable, feature)"
     if shape[0] <= _FEW_ROWS:
         return ITEM_PER_FILE, f"one sample a shard ({alike}; {shape[0]} rows are too few to be samples)"
+    shorter = any(other[1:] == shape[1:] and other != shape for other in shapes)  # the last file of many rows may be
+    if _is_width(shape[0]) and shape[1] <= _FEW_ROWS and n_shards >= _FEW_SHARDS and not shorter:
+        return ITEM_PER_FILE, f"one sample a shard ({alike}; {shape[0]} is a usual number of features)"
     if shape[0] <= _MANY_VARIABLES and n_shards >= 4 * shape[0]:
         return ITEM_PER_FILE, f"one sample a shard ({alike}, and {n_shards:,} shards of only {shape[0]} rows)"
     return ROWS_PER_FILE, f"many samples a shard ({shape[0]:,} rows; --layout {ITEM_PER_FILE} if they are variables)"
@@ -197,13 +323,7 @@ def _one_dataset_an_item(structures: Counter[Structure]) -> bool:
     return fits * 2 > structures.total()
 
 
-def _guess_items(structures: Counter[Structure]) -> Guess:
-    items = Counter[tuple[tuple[int, ...], str]]()
-    for structure, count in structures.items():
-        for member in structure.members:
-            if not member.code:
-                with contextlib.suppress(ShardError):
-                    items[item_shape(DATASET_PER_ITEM, member.shape), _native(member.dtype)] += count
+def _guess_items(structures: Counter[Structure], items: Counter[tuple[tuple[int, ...], str]]) -> Guess:
     if not items:
         raise BadInput(
             "no dataset is a (variable, feature) or (feature,) sample. "
@@ -211,6 +331,17 @@ def _guess_items(structures: Counter[Structure]) -> Guess:
         )
     (item, dtype), n = items.most_common(1)[0]
     return Guess(Schema(DATASET_PER_ITEM, "", item, dtype), f"every dataset is one sample ({n:,} of shape {item})")
+
+
+def _item_shapes(structures: Counter[Structure]) -> Counter[tuple[tuple[int, ...], str]]:
+    """How many datasets would be a sample of which stored shape and dtype."""
+    items = Counter[tuple[tuple[int, ...], str]]()
+    for structure, count in structures.items():
+        for member in structure.members:
+            if not member.code:
+                with contextlib.suppress(ShardError):
+                    items[stored_shape(DATASET_PER_ITEM, member.shape), _native(member.dtype)] += count
+    return items
 
 
 def _names(structures: Counter[Structure]) -> str:

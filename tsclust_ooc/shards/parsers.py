@@ -67,7 +67,7 @@ class Parsers:
     def read(
         self, path: str, stamp: tuple[int, int], schema: Schema, start: int, stop: int, out: memoryview
     ) -> list[str]:
-        """Fill `out` (bytes) with samples `start` to `stop` of the file; returns the datasets they came from.
+        """Fill `out` (bytes) with samples `start` to `stop` of the file; returns the names it has for them, if any.
 
         Raises ShardError when the file cannot be read or changed since `stamp` (size, mtime_ns).
         """
@@ -180,5 +180,5 @@ class _Parser:
 
 
 def _structure(body: list[Any]) -> Structure:
-    members = tuple(Member(m[0], tuple(m[1]), m[2], m[3], m[4], m[5]) for m in body[0])
+    members = tuple(Member(m[0], tuple(m[1]), *m[2:]) for m in body[0])
     return Structure(members, tuple(body[1]))

@@ -14,6 +14,9 @@ import numpy as np
 
 ITEM_PER_FILE, ROWS_PER_FILE, DATASET_PER_ITEM = "item-per-file", "rows-per-file", "dataset-per-item"
 LAYOUTS = (ITEM_PER_FILE, ROWS_PER_FILE, DATASET_PER_ITEM)
+FIRST, LAST = "first", "last"
+FEATURE_AXES = (LAST, FIRST)
+TEXT, INTEGER = "text", "integer"
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
@@ -50,18 +53,27 @@ class Schema:
     """What all shards of a source agree on.
 
     `item_shape` is (variable, feature) or (feature,), `dtype` little-endian numpy ('<f4'), `key` the dataset that
-    holds the samples ('' when every dataset is one).
+    holds the samples ('' when every dataset is one). With `feature_axis` 'first' a shard stores a sample as
+    (feature, variable); `item_shape` is the shape it is given. `ids` is the dataset that names the samples of a file
+    of rows ('' when they have no names of their own).
     """
 
     layout: str
     key: str
     item_shape: tuple[int, ...]
     dtype: str
+    feature_axis: str = LAST
+    ids: str = ""
 
     @cached_property
     def item_bytes(self) -> int:
         """Bytes of one sample."""
         return math.prod(self.item_shape) * np.dtype(self.dtype).itemsize
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Shape of one sample as it lies in a shard."""
+        return self.item_shape[::-1] if self.feature_axis == FIRST else self.item_shape
 
     @property
     def dimension_names(self) -> tuple[str, ...]:
@@ -73,7 +85,8 @@ class Schema:
 class Member:
     """One dataset in a file: numpy `shape` and `dtype` (as stored), where its bytes lie, what forbids reading it.
 
-    `offset` is that of contiguous, unfiltered data, -1 otherwise. `code` is '' for a dataset that may be read.
+    `offset` is that of contiguous, unfiltered data, -1 otherwise. `code` is '' for a dataset that may be read as
+    vectors. One that may be read as names of samples instead says in `ids` what they are: 'text' or 'integer'.
     """
 
     name: str
@@ -82,6 +95,7 @@ class Member:
     offset: int
     code: str
     detail: str
+    ids: str = ""
 
     @property
     def n_bytes(self) -> int:

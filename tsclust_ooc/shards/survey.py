@@ -1,37 +1,46 @@
 """What a source holds: its shards in order, the schema they share, and every problem. Changes nothing.
 
-Invariant: each file that looks like a shard ends up in `shards` or in `problems`, never in neither.
+Invariant: each file that looks like a shard ends up in `shards` or in `problems`, never in neither. What a survey says
+of a file is what HDF5 or the template proof says of it. Only one that was asked to presume takes the size of a file for
+a promise, which whoever reads the file must see kept: it says so in `n_presumed`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
-import stat
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from tsclust_ooc.errors import BadInput
+from tsclust_ooc.errors import BadInput, TsclustError
 from tsclust_ooc.progress import Listener, silent
 from tsclust_ooc.shards import layouts
+from tsclust_ooc.shards.listing import SUFFIXES, Entry, list_shards
 from tsclust_ooc.shards.parsers import Parsers
 from tsclust_ooc.shards.schema import Problem, Schema, Shard, ShardError, Structure, natural_key, split_of
-from tsclust_ooc.shards.templates import Template, matchers
+from tsclust_ooc.shards.templates import Template, holds_samples, matchers
 from tsclust_ooc.units import plural
 
-SUFFIXES = (".h5", ".hdf5", ".he5")
 _MAX_TEMPLATES, _TRIES_A_SIZE = 16, 3
 _BATCH = 256
+_WORTH_PRESUMING = 16  # files of one size
+
+KnownBad = Callable[[str, int, int], Problem | None]
+_Known = list[tuple[Template, Structure]]
+_Looks = tuple[list[Structure | None], list[Problem]]
 
 
 @dataclass(frozen=True)
 class Survey:
     """The result of a survey. `source` is absolute; shards are grouped by split, in natural order inside each.
 
-    `templates` prove shards equal to a parsed one; `notes` are for a person; `n_other` files are not shards.
+    `templates` prove shards equal to a parsed one; `notes` are for a person; `n_other` files are not shards. Of
+    `n_presumed` good shards nothing but the size is known: each is what it seems if a template proves it when read.
     """
 
     source: str
@@ -42,6 +51,7 @@ class Survey:
     templates: tuple[Template, ...]
     notes: tuple[str, ...]
     n_other: int
+    n_presumed: int = 0
 
     @property
     def n_samples(self) -> int:
@@ -58,11 +68,15 @@ class Survey:
         return {name: tuple(group) for name, group in itertools.groupby(self.shards, key=lambda s: s.split)}
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    path: str  # relative to the source
-    size: int
-    mtime_ns: int
+@dataclass(frozen=True)
+class _Listed:
+    """A source whose files are listed, not looked at: those known to be bad are in `problems`."""
+
+    given: Path
+    root: str
+    entries: list[Entry]
+    problems: list[Problem]
+    n_other: int
 
 
 def survey(
@@ -71,7 +85,10 @@ def survey(
     *,
     layout: str | None = None,
     key: str | None = None,
-    known_bad: Callable[[str, int, int], Problem | None] = lambda path, size, mtime_ns: None,
+    feature_axis: str | None = None,
+    ids: str | None = None,
+    known_bad: KnownBad = lambda path, size, mtime_ns: None,
+    presume: bool = False,
     n_threads: int = 4,
     listener: Listener = silent,
 ) -> Survey:
@@ -79,113 +96,81 @@ def survey(
 
     Parameters
     ----------
-    layout, key
-        Override the guess of how datasets map to samples, and of which dataset holds them.
+    layout, key, feature_axis, ids
+        Override the guess of how datasets map to samples, of which dataset holds them, and of what names them.
     known_bad
         What an earlier read of the data found, by (path, size, mtime_ns); such shards are problems here.
+    presume
+        Do not open files of which many have the size of one that makes a template: presume that each is like it. Not
+        done where such files would not all be good shards that a template can read.
 
     Raises
     ------
     BadInput
         `source` is not there, holds no shard, or none that can be read.
     """
-    source = source.absolute()
-    entries, problems, n_other = _list(source)
-    if not entries and not problems:
-        raise BadInput(f"{source} holds no HDF5 files ({', '.join(SUFFIXES)}); found {n_other:,} other files.")
-    entries, found = _set_aside(entries, known_bad)
-    problems += found
+    here = _listed(source.absolute(), known_bad)
+    known = _learn(here, parsers)
+    guess = partial(layouts.guess, layout=layout, key=key, feature_axis=feature_axis, ids=ids)
+    look = partial(_look, here, known, parsers, n_threads, listener)
+    if presume and (presumable := _presumable(here, known)):
+        with contextlib.suppress(TsclustError):  # what seems wrong now may be what was presumed
+            found = _judge(here, known, look(presumable), guess)
+            if _readable_by_template(found, presumable, known):
+                return replace(found, n_presumed=sum(shard.size in presumable for shard in found.shards))
+    return _judge(here, known, look({}), guess)
+
+
+def _listed(source: Path, known_bad: KnownBad) -> _Listed:
+    found = list_shards(source)
+    if not found.entries and not found.problems:
+        raise BadInput(f"{source} holds no HDF5 files ({', '.join(SUFFIXES)}); found {found.n_other:,} other files.")
+    entries, bad = _set_aside(found.entries, known_bad)
     root = source.parent if source.is_file() else source
-    structures, templates, found = _structures(root, entries, parsers, n_threads, listener)
-    problems += found
-    if not structures:
-        raise BadInput(_all_bad(source, problems))
-    counts = Counter(structure for structure in structures if structure is not None)
-    guess = layouts.guess(counts, layout, key)
-    shards, found = _fit(guess.schema, entries, structures)
+    return _Listed(source, str(root), entries, [*found.problems, *bad], found.n_other)
+
+
+def _judge(here: _Listed, known: _Known, looks: _Looks, guess: Callable[[Counter[Structure]], layouts.Guess]) -> Survey:
+    """The survey of files whose structures are known."""
+    structures, found = looks
+    problems = here.problems + found
+    counts = _counted(structures)
+    if not counts:
+        raise BadInput(_all_bad(here.given, problems))
+    guessed = guess(counts)
+    shards, found = _fit(guessed.schema, here.entries, structures)
     problems += found
     if not shards:
-        raise BadInput(_all_bad(source, problems))
+        raise BadInput(_all_bad(here.given, problems))
     order = {"train": 0, "val": 1, "test": 2, "all": 3}
     shards.sort(key=lambda shard: order[shard.split])
     return Survey(
-        source=str(root), schema=guess.schema, reason=guess.reason, shards=tuple(shards),
-        problems=tuple(sorted(problems, key=lambda p: natural_key(p.path))), templates=templates,
-        notes=_notes(shards, counts), n_other=n_other,
+        source=here.root, schema=guessed.schema, reason=guessed.reason, shards=tuple(shards),
+        problems=tuple(sorted(problems, key=lambda p: natural_key(p.path))), templates=tuple(t for t, _ in known),
+        notes=_notes(shards, counts), n_other=here.n_other,
     )  # fmt: skip
 
 
-def _list(source: Path) -> tuple[list[_Entry], list[Problem], int]:
-    """Regular files that look like shards in natural order; problems; how many other files there are."""
-    if source.is_file():
-        found = source.stat()
-        return [_Entry(source.name, found.st_size, found.st_mtime_ns)], [], 0
-    if not source.is_dir():
-        raise BadInput(f"{source} is not there. Give a folder of .h5 shards, or one HDF5 file.")
-    problems: list[Problem] = []
-    n_other, paths = 0, []
-    for path in _walk(source, problems):
-        if path.lower().endswith(SUFFIXES):
-            paths.append(path)
-        else:
-            n_other += 1
-    entries, seen = [], dict[tuple[int, int], str]()
-    for path in sorted(paths, key=natural_key):
-        try:
-            entries.append(_stat(source, path, seen))
-        except ShardError as error:
-            problems.append(Problem(path, error.problem.code, error.problem.detail))
-    return entries, problems, n_other
+def _presumable(here: _Listed, known: _Known) -> dict[int, Structure]:
+    """The structure that files of a size are presumed to have, for sizes of many files that have a template."""
+    sizes = Counter(entry.size for entry in here.entries)
+    return {template.size: structure for template, structure in known if sizes[template.size] >= _WORTH_PRESUMING}
 
 
-def _walk(source: Path, problems: list[Problem]) -> Iterator[str]:
-    """Paths of all non-directories below `source`, links to directories followed once each; hidden names left out."""
-    todo, visited = [""], set[tuple[int, int]]()
-    while todo:
-        folder = todo.pop()
-        try:
-            here = os.stat(source / folder)
-            if (here.st_dev, here.st_ino) in visited:
-                continue
-            visited.add((here.st_dev, here.st_ino))
-            with os.scandir(source / folder) as listing:
-                for entry in listing:
-                    path = f"{folder}/{entry.name}" if folder else entry.name
-                    if entry.name.startswith("."):
-                        continue
-                    if not _is_dir(entry):
-                        yield path
-                    elif entry.name.lower().endswith(SUFFIXES):
-                        problems.append(Problem(path, "not-regular", "a directory"))
-                    else:
-                        todo.append(path)
-        except OSError as error:
-            problems.append(Problem(folder or ".", "unreadable", error.strerror or str(error)))
+def _readable_by_template(found: Survey, presumable: dict[int, Structure], known: _Known) -> bool:
+    """Whether each presumed file holds samples and will be read by its template: none is good or bad unseen."""
+    for template, structure in known:
+        if template.size in presumable:
+            try:
+                n_samples = layouts.n_samples(found.schema, structure)
+            except ShardError:
+                return False
+            if not (n_samples and holds_samples(template, found.schema)):
+                return False
+    return True
 
 
-def _is_dir(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link in a loop, or to where we may not look: its own problem, not its folder's
-        return False
-
-
-def _stat(source: Path, path: str, seen: dict[tuple[int, int], str]) -> _Entry:
-    try:
-        found = os.stat(os.path.join(source, path))
-    except OSError as error:
-        raise ShardError("unreadable", error.strerror or str(error)) from error
-    if not stat.S_ISREG(found.st_mode):
-        raise ShardError("not-regular", "not a regular file")
-    first = seen.setdefault((found.st_dev, found.st_ino), path)
-    if first != path:
-        raise ShardError("duplicate", f"the same file as {ascii(first)[1:-1]}")
-    return _Entry(path, found.st_size, found.st_mtime_ns)
-
-
-def _set_aside(
-    entries: list[_Entry], known_bad: Callable[[str, int, int], Problem | None]
-) -> tuple[list[_Entry], list[Problem]]:
+def _set_aside(entries: list[Entry], known_bad: KnownBad) -> tuple[list[Entry], list[Problem]]:
     good, bad = [], []
     for entry in entries:
         problem = known_bad(entry.path, entry.size, entry.mtime_ns)
@@ -196,18 +181,19 @@ def _set_aside(
     return good, bad
 
 
-def _structures(
-    root: Path, entries: Sequence[_Entry], parsers: Parsers, n_threads: int, listener: Listener
-) -> tuple[list[Structure | None], tuple[Template, ...], list[Problem]]:
-    """The structure of each entry (None where there is a problem), by template where one fits, else by HDF5."""
-    known = _learn(root, entries, parsers)
-    templates = tuple(t for t, _ in known)
-    structure_of = dict(known)
-    by_size = matchers(templates)
-    problems: list[Problem] = []
+def _look(
+    here: _Listed, known: _Known, parsers: Parsers, n_threads: int, listener: Listener, presumed: dict[int, Structure]
+) -> _Looks:
+    """The structure of each entry: of its size where that is `presumed`, else by template where one fits, or by HDF5.
 
-    def look(entry: _Entry) -> Structure | Problem | None:
-        path = os.path.join(root, entry.path)
+    Equal structures are one object; None where there is a problem.
+    """
+    distinct = {structure: structure for _, structure in reversed(known)}
+    structure_of = {template: distinct[structure] for template, structure in known}
+    by_size = matchers(tuple(structure_of))
+
+    def look(entry: Entry) -> Structure | Problem:
+        path = os.path.join(here.root, entry.path)
         try:
             for matcher in by_size.get(entry.size, ()):
                 if matcher.metadata_equal(path):
@@ -218,23 +204,33 @@ def _structures(
         except OSError as error:
             return Problem(entry.path, "unreadable", error.strerror or str(error))
 
-    structures: list[Structure | None] = []
-    distinct: dict[Structure, Structure] = {}
-    for found in _in_threads(look, entries, n_threads, listener):
+    presumed = {size: distinct[structure] for size, structure in presumed.items()}
+    structures: list[Structure | None] = [presumed.get(entry.size) for entry in here.entries]
+    unseen = [i for i, structure in enumerate(structures) if structure is None]
+    same = {id(structure): structure for structure in structure_of.values()}  # to hash one takes as long as to read one
+    problems: list[Problem] = []
+    for i, found in zip(unseen, _in_threads(look, [here.entries[i] for i in unseen], n_threads, listener), strict=True):
         if isinstance(found, Problem):
             problems.append(found)
-            structures.append(None)
-        elif found is not None:
-            structures.append(distinct.setdefault(found, found))
-    return (structures if distinct else []), templates, problems
+        else:
+            structures[i] = same.get(id(found)) or distinct.setdefault(found, found)
+    listener.advance("survey", len(structures), len(structures))
+    return structures, problems
+
+
+def _counted(structures: Sequence[Structure | None]) -> Counter[Structure]:
+    """How many files have each structure, in the order in which they come up; equal ones are one object."""
+    by_id = {id(structure): structure for structure in structures}
+    counts = Counter(map(id, structures))
+    return Counter({s: counts[i] for i, s in by_id.items() if s is not None})
 
 
 def _in_threads(
-    look: Callable[[_Entry], Structure | Problem | None], entries: Sequence[_Entry], n_threads: int, listener: Listener
-) -> Iterator[Structure | Problem | None]:
+    look: Callable[[Entry], Structure | Problem], entries: Sequence[Entry], n_threads: int, listener: Listener
+) -> Iterator[Structure | Problem]:
     """`look` at every entry from many threads, a few hundred entries a task, answers in order."""
 
-    def look_at(batch: Sequence[_Entry]) -> list[Structure | Problem | None]:
+    def look_at(batch: Sequence[Entry]) -> list[Structure | Problem]:
         return [look(entry) for entry in batch]
 
     batches = [entries[i : i + _BATCH] for i in range(0, len(entries), _BATCH)]
@@ -246,18 +242,18 @@ def _in_threads(
             yield from answers
 
 
-def _learn(root: Path, entries: Sequence[_Entry], parsers: Parsers) -> list[tuple[Template, Structure]]:
+def _learn(here: _Listed, parsers: Parsers) -> _Known:
     """Templates for the most common file sizes, each from the first file of that size that makes one."""
-    sizes = Counter(entry.size for entry in entries)
-    first: dict[int, list[_Entry]] = {size: [] for size, _ in sizes.most_common(_MAX_TEMPLATES)}
-    for entry in entries:
+    sizes = Counter(entry.size for entry in here.entries)
+    first: dict[int, list[Entry]] = {size: [] for size, _ in sizes.most_common(_MAX_TEMPLATES)}
+    for entry in here.entries:
         if entry.size in first and len(first[entry.size]) < _TRIES_A_SIZE:
             first[entry.size].append(entry)
     known = []
     for tries in first.values():
         for entry in tries:
             try:
-                probed = parsers.probe(os.path.join(root, entry.path), learn=True)
+                probed = parsers.probe(os.path.join(here.root, entry.path), learn=True)
             except ShardError:
                 continue
             if probed.template is not None:
@@ -267,7 +263,7 @@ def _learn(root: Path, entries: Sequence[_Entry], parsers: Parsers) -> list[tupl
 
 
 def _fit(
-    schema: Schema, entries: Sequence[_Entry], structures: Sequence[Structure | None]
+    schema: Schema, entries: Sequence[Entry], structures: Sequence[Structure | None]
 ) -> tuple[list[Shard], list[Problem]]:
     """Shards that fit the schema, and the problems of those that do not."""
     shards, problems = [], []

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tsclust_ooc.shards.schema import ShardError
+from tsclust_ooc.shards.layouts import lies_as_given
+from tsclust_ooc.shards.schema import Schema, ShardError
 
 MAX_METADATA_BYTES = 64 * 2**10
 
@@ -66,17 +67,18 @@ class Matcher:
             found = os.fstat(fd)
         finally:
             os.close(fd)
-        check_stamp(stamp, (found.st_size, found.st_mtime_ns))
+        if found.st_mtime_ns != stamp[1] or found.st_size != stamp[0]:
+            check_stamp(stamp, (found.st_size, found.st_mtime_ns))
         return equal
 
     def _read_whole(self, fd: int, out: memoryview) -> bool:
         """One system call: head, data (straight to their place) and tail, and one byte more to see the end."""
         head, tail = bytearray(len(self.head)), bytearray(len(self.tail) + 1)
-        n = os.preadv(fd, [head, out, tail], 0)
+        n = os.preadv(fd, (head, out, tail), 0)
         if n != self.template.size:
             # A short read in the middle is legal on a network filesystem: go on where it stopped, or give up.
             return n > 0 and n < self.template.size and self._read_part(fd, out, 0)
-        return head == self.head and tail[:-1] == self.tail
+        return head == self.head and tail.startswith(self.tail)
 
     def _read_part(self, fd: int, out: memoryview, start: int) -> bool:
         if os.pread(fd, len(self.head), 0) != self.head:
@@ -89,6 +91,12 @@ class Matcher:
             done += n
         after = self.template.size - len(self.tail)
         return os.pread(fd, len(self.tail) + 1, after) == self.tail
+
+
+def holds_samples(template: Template, schema: Schema) -> bool:
+    """Whether the data of a template are samples of `schema` as they are wanted, and nothing else of the file is."""
+    fits = template.member == schema.key and template.dtype == schema.dtype
+    return fits and lies_as_given(schema) and template.n_bytes % schema.item_bytes == 0
 
 
 def matchers(templates: tuple[Template, ...]) -> dict[int, list[Matcher]]:
