@@ -26,7 +26,7 @@ from tsclust_ooc.pipeline.clustering import cluster
 from tsclust_ooc.pipeline.consolidating import consolidate
 from tsclust_ooc.pipeline.options import ClusterOptions
 from tsclust_ooc.results import open_run
-from tsclust_ooc.runtime import Jobs
+from tsclust_ooc.runtime import ClusterSpec, Jobs, open_runtime
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <ssl.SSLSocket:ResourceWarning")
 
@@ -159,6 +159,26 @@ def test_jobs_that_slurm_will_not_take_end_the_command_with_its_words(here, samp
     options = ClusterOptions(scheduler="slurm", scratch=tmp_path, jobs=Jobs(interface="lo", queue="nowhere"))
     with pytest.raises(TsclustError, match=r"(?s)sbatch.*invalid partition"):
         cluster(dataset, tmp_path / "run", 3, options)
+
+
+def test_workers_that_listen_beyond_the_interface_get_no_work(here, tmp_path, monkeypatch):
+    preload = tmp_path / "listens.py"
+    preload.write_text("import socket\ndoor = socket.socket()\ndoor.bind(('0.0.0.0', 0))\ndoor.listen()\n")
+    monkeypatch.setenv("DASK_DISTRIBUTED__WORKER__PRELOAD", str(preload))
+    spec = ClusterSpec("slurm", 1, 2 * 10**9, tmp_path, Jobs(interface="lo", job_memory="600MB"), tmp_path / "result")
+    refused = pytest.raises(TsclustError, match=r"workers listen beyond interface lo, on 0\.0\.0\.0 port \d+")
+    with refused, open_runtime(spec):
+        pass
+
+
+def test_keys_are_readable_for_their_owner_alone(here, tmp_path):
+    spec = ClusterSpec("slurm", 1, 2 * 10**9, tmp_path, Jobs(interface="lo", job_memory="600MB"), tmp_path / "result")
+    with open_runtime(spec) as runtime:
+        assert list(runtime.mapper(abs, [-3])) == [3]
+        (folder,) = tmp_path.glob(".result.*.keys")
+        modes = {path.name: path.stat().st_mode & 0o777 for path in (folder, folder / "key.pem", folder / "cert.pem")}
+    assert modes == {folder.name: 0o700, "key.pem": 0o600, "cert.pem": 0o600}
+    assert not folder.exists()
 
 
 @pytest.fixture(scope="module")

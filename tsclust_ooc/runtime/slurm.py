@@ -13,6 +13,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -70,13 +71,13 @@ def open_slurm(spec: ClusterSpec, listener: Listener) -> Iterator[Runtime]:
             stack.callback(cluster.close)
             client = distributed.Client(cluster)
             stack.callback(client.close)
-            client.register_plugin(_door_check(distributed, spec.jobs.interface))
         refuse_open_doors(known, [address])
         listener.say(f"scheduler {cluster.scheduler_address} (TLS, interface {spec.jobs.interface})")
         _ask_for_workers(cluster, spec)
         url = cluster.dashboard_link if dashboard else ""
         say_dashboard(url, listener)
         _wait_for_workers(client, cluster, keys, listener)
+        _refuse_doors_of_workers(client, spec.jobs.interface)
         report = stack.enter_context(recorded(client, folder))
         stack.enter_context(told(("distributed.scheduler",), listener))
         yield OnDask(client, report, listener, spec.n_workers, limit, url)
@@ -191,14 +192,37 @@ def _start(jobqueue: Any, security: Any, spec: ClusterSpec, limit: int, keys: Pa
         ) from error
 
 
-def _door_check(distributed: Any, interface: str | None) -> Any:
-    class DoorCheck(distributed.WorkerPlugin):  # type: ignore[misc]
-        """A worker that listens where it should not ends before it gets work."""
+def _refuse_doors_of_workers(client: Any, interface: str | None) -> None:
+    """TsclustError when a worker that is there listens beyond the interface; one that comes later ends itself."""
+    found = client.run(_open_doors_of_worker, interface, on_error="return")
+    opened = [door for doors in found.values() if isinstance(doors, list) for door in doors]
+    if opened:
+        raise TsclustError(
+            f"workers listen beyond interface {interface}, on {', '.join(opened)}; the cluster was stopped. "
+            "Look for preloads and addresses in your dask configuration (dask config list)."
+        )
+    client.register_plugin(_door_check(interface))
+
+
+def _open_doors_of_worker(interface: str | None) -> list[str]:
+    return sorted(open_doors([address_of(interface)], parent=True))
+
+
+def _door_check(interface: str | None) -> Any:
+    class DoorCheck(load("distributed").WorkerPlugin):  # type: ignore[misc]
+        """Ends a worker that listens where it should not, and its job, before it gets work.
+
+        Not by an error: dask notes one of a plugin in its log and goes on.
+        """
 
         name = "door-check"
 
         def setup(self, worker: Any) -> None:  # noqa: ARG002 - dask's signature
-            refuse_open_doors(wanted=[address_of(interface)], parent=True)
+            if opened := _open_doors_of_worker(interface):
+                sys.stderr.write(f"listens beyond interface {interface}, on {', '.join(opened)}\n")
+                sys.stderr.flush()
+                os.kill(os.getppid(), signal.SIGKILL)
+                os._exit(1)
 
     return DoorCheck()
 
