@@ -30,7 +30,7 @@ def ours(rows, metric: str, target: Path) -> tuple[float, object]:
     from tsclust_ooc.distance.pairwise import Blocks, Kept, as_rows, grid  # noqa: PLC0415
     from tsclust_ooc.matrix import MatrixPlan, Spent, finalize, init, work_for  # noqa: PLC0415
     from tsclust_ooc.passes import one_blas_thread, thread_mapper  # noqa: PLC0415
-    from tsclust_ooc.pipeline.distancing import _Task  # noqa: PLC0415
+    from tsclust_ooc.pipeline.distancing import BlockTask  # noqa: PLC0415
 
     def compute(x, final: Path) -> None:
         cells = grid(len(x))
@@ -38,7 +38,7 @@ def ours(rows, metric: str, target: Path) -> tuple[float, object]:
         work, order = work_for(final, plan), cells.order(1000)
         init(work)
         with thread_mapper(os.cpu_count() or 1) as mapper, one_blas_thread:
-            for _ in mapper(_Task(Blocks(as_rows(x), None, metric, cells, Kept(1000)), work), order):
+            for _ in mapper(BlockTask(Blocks(as_rows(x), None, metric, cells, Kept(1000)), work), order):
                 pass
         finalize(work, order, Spent("", "threads", 1, 0, 0.0, 0), replace=False)
 

@@ -441,3 +441,10 @@ if __name__ == "__main__":
     if sys.argv[2] == "aside":
         files.exchange = lambda a, b: False
     print(json.dumps(crash_sweep(Path(sys.argv[1], "world"))))
+
+
+@pytest.mark.parametrize("name", ["result", ".hidden"])
+def test_work_is_found_again_whatever_the_name_begins_with(tmp_path, name):
+    work = files.work_name(tmp_path / name, "0123456789abcdef")
+    work.mkdir()
+    assert files.work_of(tmp_path / name) == [work]

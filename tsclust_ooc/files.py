@@ -222,6 +222,11 @@ def siblings(path: Path, pattern: str) -> list[Path]:
     return sorted(found for found in path.parent.iterdir() if wanted.fullmatch(found.name))
 
 
+def work_name(path: Path, digest: str) -> Path:
+    """The directory of unpublished work for `path` that `digest` decides: one that `work_of` finds."""
+    return path.with_name(f"{_hidden(path.name)}.{digest[:12]}.wip")
+
+
 def work_of(path: Path) -> list[Path]:
     """Unpublished work for `path`: `.NAME.` and 12 hex digits, `.wip`, beside it."""
     return siblings(path, r"[0-9a-f]{12}\.wip")

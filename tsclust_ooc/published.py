@@ -78,8 +78,7 @@ def work_root(final: Path, what: str) -> Path:
 
     Of each user another: one cannot go on with what only the other may read.
     """
-    name = final.name if final.name.startswith(".") else f".{final.name}"
-    return final.with_name(f"{name}.{records.digest([what, os.geteuid()])[:12]}.wip")
+    return files.work_name(final, records.digest([what, os.geteuid()]))
 
 
 def make_private(folder: Path) -> None:

@@ -109,7 +109,7 @@ def noticing_others(root: Path) -> Iterator[None]:
 
 def work_root(final: Path, plan: Plan) -> Path:
     """Where the work for `plan` lies: beside the final name, on the same filesystem."""
-    return final.with_name(f".{final.name}.{plan.digest[:12]}.wip")
+    return files.work_name(final, plan.digest)
 
 
 def known_bad(final: Path) -> Callable[[str, int, int], Problem | None]:

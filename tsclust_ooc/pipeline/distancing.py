@@ -150,7 +150,7 @@ class _Work:
             return self._distanced(found, n_computed=len(todo), dashboard=runtime.dashboard, reused=False)
 
     def _run(self, runtime: Runtime, todo: list[Block], n_kept: int, n_blocks: int) -> int:
-        task = _Task(Blocks(self.x, self.y, self.options.metric, self.grid, Kept(n_kept)), self.work)
+        task = BlockTask(Blocks(self.x, self.y, self.options.metric, self.grid, Kept(n_kept)), self.work)
         bytes_read = 0
         with one_blas_thread:  # here as well as in each task, so that it is not set anew for each
             for done, n_bytes in enumerate(runtime.mapper(task, todo), start=n_blocks - len(todo) + 1):
@@ -277,7 +277,7 @@ def _need(cells: Grid, x: DatasetRows, y: DatasetRows | None) -> _Need:
 
 
 @dataclass(frozen=True)
-class _Task:
+class BlockTask:
     """Computes one block and writes it; returns the bytes read for it."""
 
     blocks: Blocks
@@ -285,6 +285,7 @@ class _Task:
     task_name: ClassVar[str] = Blocks.task_name
 
     def __call__(self, block: Block) -> int:
+        """Compute and write `block`."""
         rows, columns = self.blocks.grid.place(block)
         values = _buffer((self.blocks.grid.height, self.blocks.grid.width))
         filled = values[: rows.stop - rows.start, : columns.stop - columns.start]

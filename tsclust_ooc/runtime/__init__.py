@@ -17,12 +17,11 @@ from tsclust_ooc.progress import Listener, silent
 from tsclust_ooc.runtime.address import open_address
 from tsclust_ooc.runtime.doors import open_doors, refuse_open_doors
 from tsclust_ooc.runtime.local import open_local
-from tsclust_ooc.runtime.slurm import KEYS, open_slurm
+from tsclust_ooc.runtime.slurm import open_slurm
 from tsclust_ooc.runtime.spec import LEAST_WORKER_BYTES, SCHEDULERS, ClusterSpec, Jobs, Runtime, worker_bytes
 from tsclust_ooc.runtime.threads import open_threads
 
 __all__ = [
-    "KEYS",
     "LEAST_WORKER_BYTES",
     "SCHEDULERS",
     "ClusterSpec",
