@@ -148,10 +148,10 @@ def test_consolidation_on_workers_in_slurm_jobs_gives_the_same_bytes(here, sampl
 def test_an_interface_that_is_not_there_is_refused_before_a_job_is_submitted(here, samples, tmp_path):
     dataset = publish(tmp_path, samples)
     options = ClusterOptions(scheduler="slurm", scratch=tmp_path, jobs=Jobs(interface="ib7"))
-    before = here.run("squeue", "--noheader", "--states=all")
+    before = here.run("squeue", "--noheader", "--states=all", "--format=%i")
     with pytest.raises(TsclustError, match=r"'ib7' has no IPv4 address here.*lo \(127.0.0.1\)"):
         cluster(dataset, tmp_path / "run", 3, options)
-    assert here.run("squeue", "--noheader", "--states=all") == before
+    assert here.run("squeue", "--noheader", "--states=all", "--format=%i") == before
 
 
 def test_jobs_that_slurm_will_not_take_end_the_command_with_its_words(here, samples, tmp_path):
