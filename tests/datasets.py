@@ -8,8 +8,8 @@ import numpy as np
 from matrices import blobs
 from sources import ITEM, OPTIONS, write_shard
 
-from tsclust_ooc.dataset import DatasetRows
 from tsclust_ooc.pipeline.consolidating import consolidate
+from tsclust_ooc.rows import DatasetRows
 
 SIZES = {"train": 60, "val": 23, "test": 9}
 """Samples of the splits: 3, 2 and 1 chunks."""

@@ -1,7 +1,9 @@
 """The house's rules, read from the source: who may import whom, where, and how large things may be.
 
     ground   errors progress units extras files budget records locks provenance scratch interruption arguments
-    data     shards/ store plan census staging reading content source dataset consolidate tasks
+             patience
+    data     shards/ store plan census staging reading content rows source dataset chunks
+             consolidate tasks
     compute  passes drift distance/ cluster/ encoders/ scores projection
     edge     runtime submission published checkpoint results matrix report publishing
     top      demo pipeline/ cli/
@@ -30,6 +32,7 @@ HOUSE = {
     "scratch": ("ground", 1),
     "provenance": ("ground", 1),
     "columns": ("ground", 1),
+    "patience": ("ground", 1),
     "budget": ("ground", 2),
     "records": ("ground", 2),
     "locks": ("ground", 2),
@@ -40,9 +43,11 @@ HOUSE = {
     "plan": ("data", 4),
     "census": ("data", 4),
     "staging": ("data", 4),
+    "rows": ("data", 4),
     "content": ("data", 5),
     "reading": ("data", 5),
     "dataset": ("data", 5),
+    "chunks": ("data", 6),
     "source": ("data", 6),
     "work": ("data", 6),
     "consolidate": ("data", 7),

@@ -6,21 +6,14 @@ holds everything, its manifest last. Any number of processes may do the same at 
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import zarr
-from zarr.codecs import BloscCodec, ZstdCodec
-from zarr.storage import MemoryStore
-
 from tsclust_ooc import files, provenance, records
+from tsclust_ooc.chunks import buffer, chunk_writer, make_arrays
 from tsclust_ooc.dataset import (
-    ARRAY,
     DATA,
     INDEX,
     MANIFEST,
@@ -40,7 +33,7 @@ from tsclust_ooc.plan import Partition, Plan, make_plan
 from tsclust_ooc.reading import Ids, RowReader, Unproven
 from tsclust_ooc.shards.schema import Problem
 from tsclust_ooc.shards.survey import Survey
-from tsclust_ooc.store import DurableStore, consolidate_metadata, copy_durably
+from tsclust_ooc.store import DurableStore
 from tsclust_ooc.units import format_bytes, plural
 from tsclust_ooc.work import (
     WORK_VERSION,
@@ -100,7 +93,7 @@ def _init(work: Work, problems: Sequence[Problem]) -> Work:
         _check_space(final, plan)
         make_folders(work)
         (work.dataset / INDEX).mkdir(exist_ok=True)
-    _make_arrays(work)
+    make_arrays(work.dataset, plan)
     adopt(work)
     records.save(work.root / REJECTED, Rejected(tuple(problems)), MANIFEST_VERSION)
     save_plan(work)
@@ -225,47 +218,13 @@ def _check_space(final: Path, plan: Plan) -> None:
         )
 
 
-def _make_arrays(work: Work) -> None:
-    """The empty zarr arrays: metadata only, each key atomic, the same bytes whoever writes them."""
-    plan, schema = work.plan, work.plan.schema
-    store = MemoryStore()  # on disk zarr would empty the folder of an array that another process has begun to fill
-    zarr.open_group(store, mode="w")
-    for split in plan.splits:
-        # NaN, so that a chunk lost to a tool that does not read our manifest is seen, not taken for zeros.
-        zarr.create_array(
-            store, name=f"{split.name}/{ARRAY}", shape=(split.n_rows, *schema.item_shape),
-            chunks=(plan.chunk_rows[split.name], *schema.item_shape), dtype=schema.dtype, fill_value=float("nan"),
-            dimension_names=schema.dimension_names, compressors=_codec(plan.options.codec),
-        )  # fmt: skip
-    consolidate_metadata(store)
-    copy_durably(store, work.dataset, work.dataset / DATA)
-
-
-def _codec(name: str) -> Any:
-    if name == "zstd":
-        return ZstdCodec(level=3)
-    return BloscCodec(cname="lz4", clevel=5, shuffle="shuffle") if name == "blosc-lz4" else None
-
-
-_buffers = threading.local()
-
-
-def _buffer(shape: tuple[int, ...], dtype: str) -> np.ndarray[Any, np.dtype[Any]]:
-    """This thread's chunk buffer, used again and again: fresh pages cost as much as the copy into them."""
-    have = getattr(_buffers, "array", None)
-    if have is None or have.shape != shape or have.dtype != np.dtype(dtype):
-        _buffers.array = have = np.empty(shape, dtype)
-    assert isinstance(have, np.ndarray)
-    return have
-
-
 def _write_partition(work: Work, reader: RowReader, partition: Partition) -> Done:
     plan, split = work.plan, partition.split
     store = DurableStore(work.dataset / DATA)
-    write = _chunk_writer(plan, split, store)
+    write = chunk_writer(plan, split, store)
     ids, bad = Ids([], [], []), []
     for start, stop in plan.chunks_of(partition):
-        chunk = _buffer((plan.chunk_rows[split], *plan.schema.item_shape), plan.schema.dtype)
+        chunk = buffer((plan.chunk_rows[split], *plan.schema.item_shape), plan.schema.dtype)
         found, problems = reader.read(split, start, stop, chunk[: stop - start])
         bad += [BadShard(s.shard.size, s.shard.mtime_ns, problem) for s, problem in problems]
         if not bad:
@@ -278,29 +237,6 @@ def _write_partition(work: Work, reader: RowReader, partition: Partition) -> Don
     entries.update(_write_index(work, partition, ids))
     records.save(work.receipt(partition.index), Receipt(plan.inputs_digest(partition), entries), WORK_VERSION)
     return Done(partition, ())
-
-
-def _chunk_writer(plan: Plan, split: str, store: DurableStore) -> Callable[[int, int, np.ndarray[Any, Any]], None]:
-    """What writes rows `start` to `stop` of a split from the beginning of a chunk's buffer: one whole chunk."""
-    if not plan.options.codec:
-        return partial(_write_plain, plan, split, store)
-    opened: Any = zarr.open_array(store, path=f"{split}/{ARRAY}", mode="r+")
-    # A chunk of nothing but NaN is a file too; open_array takes this option and forgets it.
-    array = zarr.Array(zarr.AsyncArray(opened.metadata, opened.store_path, {"write_empty_chunks": True}))
-
-    def write(start: int, stop: int, chunk: np.ndarray[Any, Any]) -> None:
-        array[start:stop] = chunk[: stop - start]
-
-    return write
-
-
-def _write_plain(
-    plan: Plan, split: str, store: DurableStore, start: int, stop: int, chunk: np.ndarray[Any, Any]
-) -> None:
-    """An uncompressed chunk is the buffer as it lies; zarr would copy it twice."""
-    chunk[stop - start :] = np.nan  # the last chunk of a split is as large as the others
-    number = start // plan.chunk_rows[split]
-    store.put(f"{split}/{ARRAY}/c/{number}{'/0' * (chunk.ndim - 1)}", chunk.data.cast("B"))
 
 
 def _write_index(work: Work, partition: Partition, ids: Ids) -> dict[str, FileEntry]:

@@ -15,7 +15,7 @@ from tsclust_ooc.checkpoint import Drawn, Progress
 from tsclust_ooc.cluster import starts, stock
 from tsclust_ooc.cluster.fused import UnusableRows
 from tsclust_ooc.cluster.lloyd import Fit, PassInfo, assign, lloyd
-from tsclust_ooc.dataset import Dataset, DatasetRows, open_dataset
+from tsclust_ooc.dataset import Dataset, open_dataset
 from tsclust_ooc.errors import BadInput, CannotWrite, UsageError
 from tsclust_ooc.passes import Tally, gather, thread_mapper
 from tsclust_ooc.pipeline import describing
@@ -23,6 +23,7 @@ from tsclust_ooc.pipeline.options import ClusterOptions, ComputeOptions
 from tsclust_ooc.pipeline.session import Session, check_apart, session
 from tsclust_ooc.progress import Listener, silent
 from tsclust_ooc.results import Metrics, Run, RunManifest, RunOptions, RunWork
+from tsclust_ooc.rows import DatasetRows
 from tsclust_ooc.runtime import Runtime
 from tsclust_ooc.units import format_bytes, format_seconds
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from tsclust_ooc import files, matrix
 from tsclust_ooc.budget import BASE_BYTES
-from tsclust_ooc.dataset import VIEWS, Dataset, DatasetRows, open_dataset
+from tsclust_ooc.dataset import VIEWS, Dataset, open_dataset
 from tsclust_ooc.distance.dense import METRICS, UnusableRow
 from tsclust_ooc.distance.pairwise import Block, Blocks, Grid, Kept, grid, stripe_bytes, task_bytes
 from tsclust_ooc.errors import BadInput, CannotWrite, UsageError
@@ -23,6 +23,7 @@ from tsclust_ooc.pipeline import describing
 from tsclust_ooc.pipeline.options import ComputeOptions
 from tsclust_ooc.pipeline.session import Session, check_apart, session
 from tsclust_ooc.progress import Listener, silent
+from tsclust_ooc.rows import DatasetRows
 from tsclust_ooc.runtime import LEAST_WORKER_BYTES, ClusterSpec, Runtime, worker_bytes
 from tsclust_ooc.units import format_bytes, format_count, parse_bytes, plural
 
