@@ -5,7 +5,9 @@ Run as a script (`python test_files.py FOLDER exchange|aside`) this kills a writ
 
 import ctypes
 import errno
+import fcntl
 import json
+import mmap
 import os
 import resource
 import shutil
@@ -448,3 +450,55 @@ def test_work_is_found_again_whatever_the_name_begins_with(tmp_path, name):
     work = files.work_name(tmp_path / name, "0123456789abcdef")
     work.mkdir()
     assert files.work_of(tmp_path / name) == [work]
+
+
+def page_aligned(n):
+    return memoryview(mmap.mmap(-1, n + 8192))
+
+
+@pytest.mark.parametrize("place", ["disk", "memory"])
+@pytest.mark.parametrize("shift", [0, 16], ids=["at a page", "beside a page"])
+@pytest.mark.parametrize("n", [1, 4095, 4096, 4097, 3 * 4096, 1_000_003])
+def test_what_is_poured_is_there_byte_for_byte(tmp_path, n, shift, place):
+    folder = tmp_path if place == "disk" else Path("/dev/shm")
+    memory = page_aligned(n)
+    data = memory[shift : shift + n]
+    data[:] = os.urandom(n)
+    path = folder / f"poured-{os.getpid()}-{n}-{shift}"
+    try:
+        with files.atomic_file(path) as file:
+            files.pour(file, data)
+        assert path.read_bytes() == bytes(data)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def test_read_only_memory_is_poured_too(tmp_path):
+    with files.atomic_file(tmp_path / "a") as file:
+        files.pour(file, memoryview(b"x" * 5000))
+    assert (tmp_path / "a").read_bytes() == b"x" * 5000
+
+
+def test_a_filesystem_that_cannot_go_past_the_cache_gets_the_bytes_the_usual_way(tmp_path, monkeypatch):
+    real, refused = os.write, []
+
+    def write(fd, data):
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT and len(refused) < 1:
+            refused.append(len(data))
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return real(fd, data)
+
+    data = page_aligned(20_000)[:20_000]
+    data[:] = os.urandom(20_000)
+    monkeypatch.setattr(os, "write", write)
+    with files.atomic_file(tmp_path / "a") as file:
+        files.pour(file, data)
+    assert refused == [16_384]
+    assert (tmp_path / "a").read_bytes() == bytes(data)
+
+
+def test_a_full_disk_is_seen_past_the_cache_too(full_disk):
+    data = page_aligned(4 * 2**20)[: 4 * 2**20]
+    with pytest.raises(CannotWrite, match="No space left"), files.atomic_file(full_disk / "a") as file:
+        files.pour(file, data)
+    assert list(full_disk.glob("*")) == []

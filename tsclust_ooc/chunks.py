@@ -6,6 +6,8 @@ same rows give the same bytes.
 
 from __future__ import annotations
 
+import math
+import mmap
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -51,7 +53,8 @@ def buffer(shape: tuple[int, ...], dtype: str) -> np.ndarray[Any, np.dtype[Any]]
     """This thread's chunk buffer, used again and again: fresh pages cost as much as the copy into them."""
     have = getattr(_buffers, "array", None)
     if have is None or have.shape != shape or have.dtype != np.dtype(dtype):
-        _buffers.array = have = np.empty(shape, dtype)
+        pages = mmap.mmap(-1, math.prod(shape) * np.dtype(dtype).itemsize)  # from the start of a page: see files.pour
+        _buffers.array = have = np.frombuffer(pages, dtype).reshape(shape)
     assert isinstance(have, np.ndarray)
     return have
 

@@ -56,7 +56,7 @@ class DurableStore(LocalStore):
         path = self.root / key
         make_dirs(self.root, path.parent)
         with files.atomic_file(path) as file:
-            file.write(data)
+            files.pour(file, data)
         self.written[key] = (len(data), files.checksum_bytes(data))
 
     async def set(self, key: str, value: Buffer) -> None:
