@@ -20,7 +20,7 @@ from tsclust_ooc.errors import CannotWrite, TsclustError, UsageError
 from tsclust_ooc.runtime import ClusterSpec, Jobs, open_runtime, worker_bytes
 from tsclust_ooc.runtime.client import tunnel
 from tsclust_ooc.runtime.doors import address_of
-from tsclust_ooc.runtime.slurm import KEYS, check_jobs, prologue, worker_command
+from tsclust_ooc.runtime.slurm import KEYS, prologue, worker_command
 
 MEMORY = 2 * 10**9
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <ssl.SSLSocket:ResourceWarning")
@@ -125,30 +125,6 @@ def test_an_interface_is_found_by_name_and_without_one_those_there_are_are_named
     for asked, words in ((None, "none was given"), ("ib9", "'ib9' has no IPv4 address here")):
         with pytest.raises(UsageError, match=rf"{words}.*--interface.*lo \(127.0.0.1\)"):
             address_of(asked)
-
-
-@pytest.mark.parametrize(
-    ("jobs", "flag"),
-    [
-        ({"queue": "cpu; rm -rf"}, "--queue"),
-        ({"queue": "cpu\n#SBATCH --uid=0"}, "--queue"),
-        ({"account": "a b"}, "--account"),
-        ({"walltime": "soon"}, "--walltime"),
-        ({"walltime": "01:00:00\n"}, "--walltime"),
-        ({"interface": "$(id)"}, "--interface"),
-        ({"directives": ("--mem=1\necho",)}, "--directives"),
-        ({"directives": ("touch x",)}, "--directives"),
-    ],
-)
-def test_words_that_would_not_stay_in_their_directive_are_refused(jobs, flag):
-    with pytest.raises(UsageError, match=flag):
-        check_jobs(Jobs(**jobs))
-
-
-def test_words_that_schedulers_use_are_taken():
-    check_jobs(
-        Jobs(queue="gpu-long,cpu", account="proj.x_1", walltime="2-00:00:00", interface="ib0", directives=("-C a",))
-    )
 
 
 def test_a_job_script_runs_its_worker_and_nothing_a_name_says(tmp_path):

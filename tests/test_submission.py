@@ -23,16 +23,15 @@ from standins import NASTY, WORST, shelf_of
 from tsclust_ooc.arguments import load_words, save_words, with_file_read
 from tsclust_ooc.errors import BadInput, TsclustError, UsageError
 from tsclust_ooc.runtime import Jobs
+from tsclust_ooc.runtime.asking import check_jobs, walltime_seconds
 from tsclust_ooc.submission import (
     BATCHES,
     JobScript,
     check_batch,
-    check_jobs,
     check_present,
     quote,
     render,
     submit_script,
-    walltime_seconds,
 )
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -186,6 +185,9 @@ def test_no_name_reaches_a_directive_or_begins_a_line(name):
         Jobs(queue=""),
         Jobs(queue="-x"),
         Jobs(account="$(id)"),
+        Jobs(interface="$(id)"),
+        Jobs(queue="cpu; rm -rf"),
+        Jobs(queue="cpu\n#SBATCH --uid=0"),
         Jobs(account='p"q'),
         Jobs(account="é"),
         Jobs(walltime="soon"),
@@ -212,6 +214,7 @@ def test_what_must_not_stand_in_a_directive_is_refused(jobs):
 
 def test_what_may_stand_in_a_directive_is_taken():
     check_jobs(ASKED)
+    check_jobs(Jobs(queue="gpu-long,cpu", walltime="2-00:00:00", interface="ib0", directives=("-C a",)))
     check_jobs(Jobs(queue="gpu,cpu@site:1", account="a+b.c_d", directives=('--comment="two words"', "-x")))
 
 

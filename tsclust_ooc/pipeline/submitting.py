@@ -17,6 +17,7 @@ from tsclust_ooc import files, interruption, records, submission
 from tsclust_ooc.arguments import FORMAT_VERSION, save_words
 from tsclust_ooc.errors import BadInput, CannotWrite, TryAgain, TsclustError, UsageError
 from tsclust_ooc.runtime import Jobs
+from tsclust_ooc.runtime.asking import check_jobs
 from tsclust_ooc.submission import Batch, JobScript
 
 COMMANDS = ("consolidate", "cluster", "distances")
@@ -113,7 +114,7 @@ def submit(task: Task, options: SubmitOptions, jobs: Jobs, program: Sequence[str
         then of the kind that has the exit code of the plan.
     """
     batch = submission.check_batch(options.scheduler)
-    submission.check_jobs(jobs)
+    check_jobs(jobs)
     _check_words(task)
     if not options.print:
         submission.check_present(batch)

@@ -10,7 +10,6 @@ import contextlib
 import logging
 import math
 import os
-import re
 import shlex
 import shutil
 import signal
@@ -21,23 +20,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tsclust_ooc.errors import TsclustError, UsageError
+from tsclust_ooc.errors import TsclustError
 from tsclust_ooc.extras import load
 from tsclust_ooc.files import naming_the_place, siblings
 from tsclust_ooc.interruption import postponed
 from tsclust_ooc.progress import Listener
+from tsclust_ooc.runtime.asking import check_jobs
 from tsclust_ooc.runtime.client import CONFIG, ONE_THREAD, OnDask, has_dashboard, recorded, say_dashboard
 from tsclust_ooc.runtime.doors import LOOPBACK, address_of, open_doors, refuse_open_doors
 from tsclust_ooc.runtime.local import private_folder
-from tsclust_ooc.runtime.spec import ClusterSpec, Jobs, Runtime, worker_bytes
+from tsclust_ooc.runtime.spec import ClusterSpec, Runtime, worker_bytes
 from tsclust_ooc.runtime.surroundings import environment, temporaries_in, told, unheard
 from tsclust_ooc.units import plural
 
 KEYS = r"[0-9a-f]{12}\.keys"
 """Directories of keys and logs beside a result: `.NAME.` and a match of this."""
 
-_PLAIN = re.compile(r"[A-Za-z0-9_.,:@+%-]+")
-_WALLTIME = re.compile(r"(\d+-)?\d+(:\d\d){0,2}")
 _MINUTE = 60
 _DEATH_SECONDS = 120  # a worker that cannot reach its scheduler for so long ends itself and its job
 _FILES = {"ca.pem": "tls_ca_file", "cert.pem": "tls_worker_cert", "key.pem": "tls_worker_key"}
@@ -81,22 +79,6 @@ def open_slurm(spec: ClusterSpec, listener: Listener) -> Iterator[Runtime]:
         report = stack.enter_context(recorded(client, folder))
         stack.enter_context(told(("distributed.scheduler",), listener))
         yield OnDask(client, report, listener, spec.n_workers, limit, url)
-
-
-def check_jobs(jobs: Jobs) -> None:
-    """UsageError for words that would not stay in their place in a line of directives."""
-    for flag, word, pattern in (
-        ("queue", jobs.queue, _PLAIN),
-        ("account", jobs.account, _PLAIN),
-        ("interface", jobs.interface, _PLAIN),
-        ("walltime", jobs.walltime, _WALLTIME),
-    ):
-        if word is not None and not pattern.fullmatch(word):
-            wanted = "hours:minutes:seconds" if flag == "walltime" else "letters, digits and _ . , : @ + % -"
-            raise UsageError(f"--{flag} {word!r} cannot stand in a job script. Wanted: {wanted}.")
-    for line in jobs.directives:
-        if not (line.startswith("-") and line.isprintable()):
-            raise UsageError(f"--directives {line!r} is not one option of the scheduler, like --constraint=avx512.")
 
 
 def worker_command(spec: ClusterSpec, address: str, name: str, limit: int) -> str:
