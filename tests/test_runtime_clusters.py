@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from distributed import Client, Security
@@ -20,6 +21,7 @@ from tsclust_ooc.errors import CannotWrite, TsclustError, UsageError
 from tsclust_ooc.runtime import ClusterSpec, Jobs, open_runtime, worker_bytes
 from tsclust_ooc.runtime.client import tunnel
 from tsclust_ooc.runtime.doors import address_of
+from tsclust_ooc.runtime.local import private_folder
 from tsclust_ooc.runtime.slurm import KEYS, prologue, worker_command
 
 MEMORY = 2 * 10**9
@@ -188,3 +190,19 @@ def test_slurm_without_sbatch_says_where_to_run(tmp_path, monkeypatch):
 
 def test_names_of_key_directories_are_those_that_are_swept():
     assert re.fullmatch(KEYS, f"{os.urandom(6).hex()}.keys")
+
+
+def test_what_a_killed_driver_left_in_scratch_is_swept_by_the_next(tmp_path):
+    code = "import sys; from pathlib import Path; from tsclust_ooc.runtime.local import private_folder\n"
+    code += "with private_folder(Path(sys.argv[1])) as folder:\n print(folder, flush=True); sys.stdin.read()"
+    driver = [subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=-1, stdin=-1, text=True) for _ in "ab"]
+    killed, alive = [Path(one.stdout.readline().strip()) for one in driver]
+    driver[0].kill()
+    driver[0].communicate()
+    others = tmp_path / f"dask-elsewhere-{driver[0].pid}-x"
+    others.mkdir()
+    assert killed.exists()
+    with private_folder(tmp_path) as mine:
+        assert {path.name for path in tmp_path.iterdir()} == {alive.name, others.name, mine.name}
+    driver[1].communicate()
+    assert [path.name for path in tmp_path.iterdir()] == [others.name]

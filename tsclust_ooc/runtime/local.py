@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,13 +54,28 @@ def open_local(spec: ClusterSpec, listener: Listener) -> Iterator[Runtime]:
 
 @contextlib.contextmanager
 def private_folder(place: Path) -> Iterator[Path]:
-    """A fresh 0700 directory in `place` for keys and whatever a cluster leaves lying, removed when the block ends."""
+    """A fresh 0700 directory in `place` for keys and whatever a cluster leaves lying, removed when the block ends.
+
+    Those of processes of this node that were killed are removed, too.
+    """
+    _sweep(place)
     with naming_the_place(place):
-        folder = Path(tempfile.mkdtemp(prefix="dask-", dir=place))
+        folder = Path(tempfile.mkdtemp(prefix=f"{_prefix()}{os.getpid()}-", dir=place))
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _prefix() -> str:
+    return f"dask-{socket.gethostname()}-"
+
+
+def _sweep(place: Path) -> None:
+    for folder in place.glob("dask-*"):
+        pid = folder.name.removeprefix(_prefix()).partition("-")[0]
+        if folder.name.startswith(_prefix()) and pid.isdecimal() and not Path("/proc", pid).exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _start(distributed: Any, n_workers: int, limit: int, folder: Path) -> Any:
