@@ -1,6 +1,6 @@
 """Shards to one matrix on disk: ours, the peer, and the floor, in one run.
 
-    python benchmarks/consolidate.py [--shards 20000] [--rounds 3] [--dir /var/tmp]
+    python benchmarks/consolidate.py [--shards 20000] [--shape 7 768] [--rounds 3] [--dir /var/tmp]
 
 The peer is what people write: a loop of h5py reads, np.vstack, zarr.save. The floor reads all bytes of all shards once
 and writes all bytes once, with fsync. Each way runs in a process of its own; its time is from after its imports to the
@@ -18,9 +18,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 SHAPE = (7, 768)
+OURS, PEER, FLOOR = "ours", "h5py loop + vstack + zarr.save", "floor: read all, write all, fsync"
 
 
 def ours(source: Path, target: Path) -> None:
@@ -65,10 +67,10 @@ class timed:  # noqa: N801
             print(json.dumps(time.perf_counter() - self.began))
 
 
-WAYS = {"ours": ours, "h5py loop + vstack + zarr.save": peer, "floor: read all, write all, fsync": floor}
+WAYS = {OURS: ours, PEER: peer, FLOOR: floor}
 
 
-def make_shards(folder: Path, n: int) -> None:
+def make_shards(folder: Path, n: int, shape: Sequence[int] = SHAPE) -> None:
     """`n` shards as h5py writes them by default."""
     import h5py  # noqa: PLC0415
     import numpy as np  # noqa: PLC0415
@@ -77,7 +79,7 @@ def make_shards(folder: Path, n: int) -> None:
     folder.mkdir(parents=True)
     for i in range(n):
         with h5py.File(folder / f"{i}.h5", "w") as file:
-            file.create_dataset("embeddings", data=rng.standard_normal(SHAPE, dtype=np.float32))
+            file.create_dataset("embeddings", data=rng.standard_normal(shape, dtype=np.float32))
 
 
 def measure(way: str, source: Path, place: Path) -> tuple[float, float]:
@@ -96,6 +98,7 @@ def main() -> None:
     """Measure every way in turn, a few rounds, and print the table."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--shards", type=int, default=20_000)
+    options.add_argument("--shape", type=int, nargs="+", default=SHAPE)
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--dir", type=Path, default=Path("/var/tmp"))
     options.add_argument("--way", choices=list(WAYS), help=argparse.SUPPRESS)
@@ -106,26 +109,30 @@ def main() -> None:
         return
     place = Path(tempfile.mkdtemp(prefix="tsclust-bench-", dir=given.dir))
     try:
-        make_shards(place / "source" / "train", given.shards)
+        make_shards(place / "source" / "train", given.shards, given.shape)
         seconds: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
         for _ in range(given.rounds):
             for way in WAYS:
                 seconds[way].append(measure(way, place / "source", place))
-        show(seconds, given.shards)
+        show(seconds, given.shards, given.shape)
     finally:
         shutil.rmtree(place)
 
 
-def show(seconds: dict[str, list[tuple[float, float]]], n: int) -> None:
-    """The table: medians, rate, and how many times the peer's time."""
+def show(seconds: dict[str, list[tuple[float, float]]], n: int, shape: Sequence[int]) -> None:
+    """The table: medians, rate, and how many times the peer's and the floor's time."""
     medians = {way: [statistics.median(column) for column in zip(*rows, strict=True)] for way, rows in seconds.items()}
-    against = medians["h5py loop + vstack + zarr.save"]
     rounds = len(next(iter(seconds.values())))
-    print(f"{n:,} shards {SHAPE} float32, {os.cpu_count()} cores, median of {rounds}")
-    print(f"{'way':<36}{'seconds':>9}{'shards/s':>10}{'x peer':>8}{'whole process':>15}{'x peer':>8}")
-    for way, (inner, whole) in medians.items():
-        cells = f"{inner:>9.2f}{n / inner:>10,.0f}{against[0] / inner:>8.1f}{whole:>15.2f}{against[1] / whole:>8.1f}"
-        print(f"{way:<36}{cells}")
+    print(f"{n:,} shards {tuple(shape)} float32, {os.cpu_count()} cores, median of {rounds}")
+    heads = ("way", "seconds", "shards/s", "peer / it", "it / floor", "whole process", "peer / it", "it / floor")
+    print("{:<36}{:>9}{:>10}{:>11}{:>12}{:>15}{:>11}{:>12}".format(*heads))
+    for way, times in medians.items():
+        ratios = [(medians[PEER][i] / s, s / medians[FLOOR][i]) for i, s in enumerate(times)]
+        (inner, whole), (first, second) = times, ratios
+        print(
+            f"{way:<36}{inner:>9.2f}{n / inner:>10,.0f}{first[0]:>11.1f}{first[1]:>12.2f}"
+            f"{whole:>15.2f}{second[0]:>11.1f}{second[1]:>12.2f}"
+        )
 
 
 if __name__ == "__main__":

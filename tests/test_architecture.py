@@ -75,7 +75,7 @@ HOUSE = {
 APART = {"data": "compute", "compute": "data"}
 VAGUE_NAMES = {"util", "utils", "helper", "helpers", "common", "core", "misc", "types"}
 MAX_MODULE_LINES, MAX_FUNCTION_LINES = 450, 60
-LOADS_BY_NAME = {"", "extras"}
+LOADS_BY_NAME = {"", "extras", "cluster"}
 
 
 @dataclass(frozen=True)
@@ -318,7 +318,9 @@ def loaded_by(module):
     [
         ("tsclust_ooc.cli", {"numpy", "zarr", "dask", "h5py", "numba", "sklearn", "pyarrow", "distributed", "jinja2"}),
         ("tsclust_ooc.pipeline.looking", {"zarr", "dask", "numba", "h5py", "sklearn", "pyarrow", "distributed"}),
-        ("tsclust_ooc.cluster", {"zarr", "dask", "h5py", "sklearn", "dask_ml", "distributed"}),
+        ("tsclust_ooc.pipeline.consolidating", {"dask", "numba", "h5py", "sklearn", "scipy", "pandas", "distributed"}),
+        ("tsclust_ooc.cluster", {"numpy", "numba"}),
+        ("tsclust_ooc.cluster.kmeans", {"zarr", "dask", "h5py", "sklearn", "dask_ml", "distributed"}),
     ],
 )
 def test_importing_loads_nothing_heavy(module, heavy):

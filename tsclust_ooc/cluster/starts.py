@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from tsclust_ooc.cluster import INITS
 from tsclust_ooc.cluster.fused import Assigned, Fused, Metric, check_rows, fused, unit
 from tsclust_ooc.cluster.lloyd import assign, lloyd, rounding_floor, starting_centers
 from tsclust_ooc.errors import BadInput, UsageError
 from tsclust_ooc.passes import Mapper, Rows, Tally, as_rows, gather, one_pass, working_dtype
 from tsclust_ooc.units import format_count, plural
 
-INITS = ("auto", "k-means++", "k-means||", "random")
 SAMPLE_BYTES = 64 * 2**20
 ROWS_PER_CENTER = 256
 """Sampled rows a center; more changes the found centers little (the figure faiss trains with)."""

@@ -11,7 +11,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from tsclust_ooc.cluster import starts
+from tsclust_ooc.cluster import INITS
 from tsclust_ooc.dataset import VIEWS
 from tsclust_ooc.errors import UsageError
 from tsclust_ooc.runtime import Jobs
@@ -88,7 +88,7 @@ class ClusterOptions(ComputeOptions):
     def __post_init__(self) -> None:
         for name, value, known in (
             ("view", self.view, VIEWS), ("metric", self.metric, METRICS), ("engine", self.engine, ENGINES),
-            ("init", self.init, starts.INITS),
+            ("init", self.init, INITS),
         ):  # fmt: skip
             if value not in known:
                 raise UsageError(f"--{name} {value} is not known. Use one of: {', '.join(known)}.")
