@@ -171,6 +171,27 @@ def test_workers_that_listen_beyond_the_interface_get_no_work(here, tmp_path, mo
         pass
 
 
+def test_a_worker_that_joins_late_and_listens_beyond_the_interface_ends_before_it_gets_work(
+    here, tmp_path, monkeypatch
+):
+    flag, preload = tmp_path / "now", tmp_path / "listens.py"
+    preload.write_text(
+        f"import os, socket\nif os.path.exists({str(flag)!r}):\n"
+        "    door = socket.socket()\n    door.bind(('0.0.0.0', 0))\n    door.listen()\n"
+    )
+    monkeypatch.setenv("DASK_DISTRIBUTED__WORKER__PRELOAD", str(preload))
+    spec = ClusterSpec("slurm", 1, 2 * 10**9, tmp_path, Jobs(interface="lo", job_memory="600MB"), tmp_path / "result")
+    with open_runtime(spec) as runtime:
+        first = set(runtime.client.scheduler_info()["workers"])
+        flag.touch()
+        runtime.client.cluster.scale(2)
+        refusal = re.compile(r"listens beyond interface lo, on 0\.0\.0\.0 port \d+")
+        until(lambda: any(refusal.search(log.read_text()) for log in tmp_path.glob(".result.*.keys/worker-*.log")))
+        assert list(runtime.mapper(abs, [-3, -4])) == [3, 4]
+        until(lambda: set(runtime.client.scheduler_info()["workers"]) == first)
+        runtime.client.cluster.scale(1)  # or dask-jobqueue would send for another, again and again
+
+
 def test_keys_are_readable_for_their_owner_alone(here, tmp_path):
     spec = ClusterSpec("slurm", 1, 2 * 10**9, tmp_path, Jobs(interface="lo", job_memory="600MB"), tmp_path / "result")
     with open_runtime(spec) as runtime:
