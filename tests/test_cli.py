@@ -80,19 +80,6 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture
-def tsclust(capsys):
-    """Run a command in this process: (exit code, stdout, stderr)."""
-
-    def call(*words):
-        code = main([str(word) for word in words])
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return code, out, err
-
-    return call
-
-
-@pytest.fixture
 def command(tsclust, place, tmp_path):
     """Run a command that computes, with its scratch in tmp_path."""
     return lambda *words: tsclust(*words, "--scratch", tmp_path)

@@ -19,7 +19,6 @@ import pytest
 from datasets import three_splits, write_source
 from sources import contents, write_shard
 
-from tsclust_ooc.cli import main
 from tsclust_ooc.errors import BadInput, UsageError
 from tsclust_ooc.matrix import open_matrix
 from tsclust_ooc.pipeline import settings
@@ -78,17 +77,6 @@ def place(tmp_path, source):
     shutil.copytree(source, tmp_path / "source")
     (tmp_path / "flow.toml").write_text(FLOW)
     return tmp_path
-
-
-@pytest.fixture
-def tsclust(capsys):
-    def call(*words):
-        code = main([str(word) for word in words])
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return code, out, err
-
-    return call
 
 
 def states(folder):
