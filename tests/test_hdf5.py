@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sources import ITEM, KEY, values, write_shard
 
-from tsclust_ooc.shards import hdf5
+from tsclust_ooc.shards import hdf5, regular
 from tsclust_ooc.shards.schema import Schema, ShardError
 
 
@@ -19,7 +19,8 @@ def found(path):
 
 
 def read(path, schema, start=0, stop=1):
-    return hdf5.read(hdf5.open_guarded(str(path)), schema, start, stop)
+    out = np.empty((stop - start, *schema.item_shape), schema.dtype)
+    return out, hdf5.read_into(hdf5.open_guarded(str(path)), schema, start, out)
 
 
 def code_of(call, *args):
@@ -46,7 +47,7 @@ def test_allowed_filters_are_read(tmp_path, filters):
     assert np.array_equal(read(tmp_path / "0.h5", Schema("item-per-file", KEY, ITEM, "<f4"))[0], values(1))
 
 
-@pytest.mark.parametrize("shape", [(3, 16), (1, 3, 16)])
+@pytest.mark.parametrize("shape", [(3, 16), (1, 3, 16), (1, 1, 3, 16), (*[1] * 30, 3, 16), (1, 3, 16, 1, 1)])
 def test_leading_axes_of_one_are_dropped(tmp_path, shape):
     write_shard(tmp_path / "0.h5", values(1).reshape(shape))
     assert read(tmp_path / "0.h5", Schema("item-per-file", KEY, ITEM, "<f4"))[0].shape == (1, *ITEM)
@@ -57,8 +58,45 @@ def test_rows_of_a_file_larger_than_the_image_limit_are_read_in_parts(tmp_path, 
     rows = values(40, (16,))
     with h5py.File(tmp_path / "r.h5", "w", libver=libver) as file:
         file[KEY] = rows
-    monkeypatch.setattr(hdf5, "IMAGE_BYTES", 100)
+    monkeypatch.setattr(regular, "IMAGE_BYTES", 100)
     assert np.array_equal(read(tmp_path / "r.h5", Schema("rows-per-file", KEY, (16,), "<f4"), 7, 31)[0], rows[7:31])
+
+
+@pytest.mark.parametrize("width", [16, 2048])  # chunks that HDF5 keeps by itself, and larger ones
+@pytest.mark.parametrize("options", [{"compression": "gzip", "shuffle": True}, {"fletcher32": True}])
+def test_rows_of_an_open_file_are_read_in_pieces_that_end_inside_chunks(tmp_path, width, options):
+    rows = values(500, (width,))
+    write_shard(tmp_path / "r.h5", rows, chunks=(200, width), **options)
+    opened, schema = hdf5.open_guarded(str(tmp_path / "r.h5")), Schema("rows-per-file", KEY, (width,), "<f4")
+    got = np.empty_like(rows)
+    for start, stop in ((0, 130), (130, 131), (131, 410), (410, 500)):
+        assert hdf5.read_into(opened, schema, start, got[start:stop]) == []
+    assert np.array_equal(got, rows)
+
+
+def test_an_open_file_is_described_once(tmp_path):
+    write_shard(tmp_path / "0.h5", values(1)[0])
+    opened, schema = hdf5.open_guarded(str(tmp_path / "0.h5")), Schema("item-per-file", KEY, ITEM, "<f4")
+    assert opened.structure is opened.structure
+    assert opened.samples(schema) is opened.samples(schema)
+    other = Schema("item-per-file", "other", ITEM, "<f4")
+    assert code_of(opened.samples, other) == "key-missing"
+    assert opened.dataset(KEY) is opened.dataset(KEY)
+
+
+def test_a_file_that_holds_fewer_datasets_than_were_surveyed_is_unstable(tmp_path):
+    with h5py.File(tmp_path / "0.h5", "w") as file:
+        file["a"] = values(1)[0]
+    assert code_of(read, tmp_path / "0.h5", Schema("dataset-per-item", "", ITEM, "<f4"), 0, 2) == "unstable"
+
+
+@pytest.mark.parametrize("dtype", [">f2", ">f4", ">f8"])
+def test_every_bit_of_a_nan_is_kept(tmp_path, dtype):
+    n = np.dtype(dtype).itemsize
+    bits = np.full(ITEM, {2: 0x7D01, 4: 0x7FA00001, 8: 0x7FF4000000000001}[n], f">u{n}")  # signalling, with a payload
+    write_shard(tmp_path / "0.h5", bits.view(dtype))
+    got, _ = read(tmp_path / "0.h5", Schema("item-per-file", KEY, ITEM, dtype.replace(">", "<")))
+    assert np.array_equal(got[0].view(f"<u{n}"), bits)
 
 
 def test_datasets_of_a_file_come_in_natural_order_with_their_names(tmp_path):
@@ -118,7 +156,7 @@ def test_a_group_inside_itself_ends(tmp_path):
         (lambda f: f.create_dataset(KEY, (2**40, 768), "f4", chunks=(1024, 768)), "unallocated"),
         (lambda f: f.create_dataset(KEY, (2**50, 768), "f4", chunks=(1024, 768)), "size-limit"),
         (lambda f: f.create_dataset(KEY, data=1.0), "shape"),
-        (lambda f: f.create_dataset(KEY, data=np.ones((1, 1, 1, 4), "f4")), "shape"),
+        (lambda f: f.create_dataset(KEY, data=np.ones((1, 2, 1, 1, 4), "f4")), "shape"),
         (lambda f: f.create_dataset(KEY, data=h5py.Empty("f4")), "null-dataspace"),
         (lambda f: f.create_dataset(KEY, data=np.ones(ITEM, "i4")), "dtype"),
         (lambda f: f.create_dataset(KEY, data=np.ones(ITEM, "c8")), "dtype"),

@@ -36,6 +36,10 @@ def source(*files):
         ([(5, {"embeddings": (1, 7, 768)})], "item-per-file", (7, 768), "has one row"),
         ([(5, {"embeddings": (1, 768)})], "item-per-file", (768,), "has one row"),
         ([(5, {"embeddings": (768,)})], "item-per-file", (768,), "one vector a shard"),
+        ([(5, {"embeddings": (1, 1, 7, 768)})], "item-per-file", (7, 768), "(1, 1, 7, 768) has one row"),
+        ([(5, {"embeddings": (768, 12, 1, 1)})], "item-per-file", (12, 768), "(768, 12, 1, 1) has 4 axes"),
+        ([(5, {"x": (1, 1, 7, 768)}), (6, {"x": (7, 768)})], "item-per-file", (7, 768), "alike but for axes of one"),
+        ([(5, {"x": (768,)}), (6, {"x": (1, 768)})], "item-per-file", (768,), "alike but for axes of one"),
         ([(1000, {"embeddings": (96, 64)})], "item-per-file", (96, 64), "1,000 shards of only 96 rows"),
         ([(2, {"embeddings": (96, 64)})], "rows-per-file", (64,), "96 rows"),
         ([(3, {"embeddings": (5000, 768)})], "rows-per-file", (768,), "--layout item-per-file if"),
@@ -55,6 +59,18 @@ def test_the_guess_and_its_reason(files, layout, item, words):
     guess = layouts.guess(source(*files))
     assert (guess.schema.layout, guess.schema.item_shape) == (layout, item)
     assert words in guess.reason
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, 6), (5, 6, 7), (1, 1, 5, 6), (5, 6, 1, 1), (1,) * 32, (1, 0, 6)])
+def test_shapes_that_may_hold_samples_are_let_through(shape):
+    layouts.check_axes(shape)
+
+
+@pytest.mark.parametrize("shape", [(), (2, 3, 5, 6), (1, 2, 5, 6), (2, 1, 5, 6), (5, 1, 6, 1)])
+def test_shapes_that_hold_no_samples_are_named(shape):
+    with pytest.raises(ShardError, match=r"scalar|axes \(") as caught:
+        layouts.check_axes(shape)
+    assert caught.value.problem.code == "shape"
 
 
 @pytest.mark.parametrize("odd", [(5, 768), (7, 500), (768, 7), (768,), (2, 7, 768)])

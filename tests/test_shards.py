@@ -8,7 +8,8 @@ import random
 import numpy as np
 import pytest
 
-from tsclust_ooc.shards.schema import Member, Schema, ShardError, natural_key, split_of
+from tsclust_ooc.shards.schema import Member, Schema, ShardError, natural_key
+from tsclust_ooc.shards.splits import split_of
 
 IN_ORDER = [
     "0.h5",

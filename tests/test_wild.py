@@ -20,7 +20,7 @@ from tsclust_ooc.pipeline.consolidating import BadShards, consolidate
 from tsclust_ooc.pipeline.looking import inspect
 from tsclust_ooc.pipeline.verifying import verify
 from tsclust_ooc.shards.parsers import Parsers
-from tsclust_ooc.shards.schema import Schema
+from tsclust_ooc.shards.schema import Schema, Wanted
 from tsclust_ooc.shards.survey import survey
 
 
@@ -33,7 +33,7 @@ def parsers():
 @pytest.fixture(scope="module")
 def look():
     with Parsers(2) as parsers:
-        yield lambda source, **told: survey(source, parsers, **told)
+        yield lambda source, **told: survey(source, parsers, Wanted(**told))
 
 
 def published(source, **options):
@@ -64,7 +64,12 @@ def same_bits(found, wanted):
     ("stored", "item"),
     [
         ((1, 7, 768), (7, 768)),
+        ((1, 1, 7, 768), (7, 768)),
+        ((*[1] * 30, 7, 768), (7, 768)),
         ((1, 1, 768), (768,)),
+        ((1, 1, 1, 768), (768,)),
+        ((768, 12, 1, 1), (12, 768)),
+        ((1, 1, 768, 12, 1), (12, 768)),
         ((1, 768), (768,)),
         ((768, 1), (768,)),
         ((768, 12, 1), (12, 768)),
@@ -81,6 +86,50 @@ def test_axes_of_one_are_dropped_and_that_is_said(tmp_path, stored, item):
     assert sample_ids(dataset, "train") == [str(i) for i in range(12)]
     if len(stored) > len(item):
         assert f"{stored} without its axes of one" in dataset.manifest.reason
+
+
+@pytest.mark.parametrize(("dtype", "options"), [(">f2", {}), ("<f8", {"compression": "gzip", "shuffle": True})])
+def test_axes_of_one_are_dropped_from_any_float_however_it_is_stored(tmp_path, dtype, options):
+    samples = values(12, (1, 1, 7, 768), dtype)
+    for i, sample in enumerate(samples):
+        write_shard(tmp_path / "s" / f"{i}.h5", sample, **options)
+    assert same_bits(rows(published(tmp_path / "s")), samples[:, 0, 0].astype(dtype.replace(">", "<")))
+
+
+# A window a file (TimeKD and its forks)
+
+
+@pytest.mark.parametrize("n_variables", [1, 7])
+def test_a_timekd_source_has_train_and_val(tmp_path, n_variables):
+    """{set}/{pred_len}/{split}/{i}.h5 with (n_variables, 768), or (768,) for one variable."""
+    item = (768,) if n_variables == 1 else (n_variables, 768)
+    wanted = {split: values(n, item, seed=n) for split, n in (("train", 40), ("val", 11))}
+    for split, samples in wanted.items():
+        for i, sample in enumerate(samples):
+            write_shard(tmp_path / "ETTh1" / "96" / split / f"{i}.h5", sample)
+    dataset = published(tmp_path / "ETTh1")
+    assert dataset.schema == Schema("item-per-file", KEY, item, "<f4")
+    for split, samples in wanted.items():
+        assert same_bits(rows(dataset, split), samples)
+        assert sample_ids(dataset, split) == [str(i) for i in range(len(samples))]
+
+
+def test_a_timekd_source_of_batches_is_rows_and_the_last_may_be_smaller(tmp_path):
+    samples = values(4 * 9 + 3, (7, 768))
+    for i, batch in enumerate(np.split(samples, range(4, 40, 4))):
+        write_shard(tmp_path / "s" / "train" / f"{4 * i}.h5", batch)
+    dataset = published(tmp_path / "s")
+    assert same_bits(rows(dataset, "train"), samples)
+    assert sample_ids(dataset, "train")[3:5] == ["0:3", "4:0"]
+
+
+def test_a_fork_that_names_its_key_otherwise_is_read_in_the_order_of_its_ids(tmp_path):
+    samples = dict(zip([3, 20, 100], values(3, (7, 768)), strict=True))
+    for one, sample in samples.items():
+        write_shard(tmp_path / "s" / "by_sample" / f"{one}.h5", sample, key="embedding")
+    dataset = published(tmp_path / "s")
+    assert same_bits(rows(dataset), np.stack([samples[one] for one in (3, 20, 100)]))
+    assert (dataset.schema.key, sample_ids(dataset)) == ("embedding", ["3", "20", "100"])
 
 
 # Features in the first axis (TimeCMA)
@@ -231,7 +280,80 @@ def test_names_nobody_has_are_refused_with_what_is_there(tmp_path):
         published(tmp_path / "s", ids="nobody")
 
 
+def test_rows_that_a_killed_run_never_filled_come_as_they_are(tmp_path):
+    samples, names = customers(tmp_path / "s", "utf-8")
+    with h5py.File(tmp_path / "s" / "train_embeddings_chunk_2.h5", "a") as file:
+        file[KEY][10:] = 0
+    samples[130:] = 0
+    dataset = published(tmp_path / "s")
+    assert same_bits(rows(dataset), samples)
+    assert sample_ids(dataset) == names
+
+
+# A slide a file (CLAM, TRIDENT)
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 32])
+def test_slides_are_rows_and_empty_ones_are_counted(tmp_path, chunk_rows):
+    counts = [100, 0, 3, 77]
+    samples = values(sum(counts), (64,))
+    (tmp_path / "s").mkdir()
+    for i, part in enumerate(np.split(samples, np.cumsum(counts)[:-1])):
+        with h5py.File(tmp_path / "s" / f"slide_{i}.h5", "w") as file:
+            file.create_dataset("features", data=part, maxshape=(None, 64), chunks=(chunk_rows, 64))
+            file.create_dataset("coords", data=np.zeros((len(part), 2), "i8"), maxshape=(None, 2))
+    with h5py.File(tmp_path / "s" / "slide_4.h5", "w") as file:
+        file["features"], file["coords"] = np.zeros(0, "f4"), np.zeros(0)
+    found = inspect(tmp_path / "s")
+    assert (found.n_shards, found.n_samples, found.problems) == (5, 180, ())
+    dataset = published(tmp_path / "s")
+    assert same_bits(rows(dataset), samples)
+    assert sample_ids(dataset)[99:101] == ["slide_0:99", "slide_2:0"]
+
+
+def test_slides_of_one_vector_each_are_items(tmp_path):
+    samples = values(9, (512,))
+    (tmp_path / "s").mkdir()
+    for i, sample in enumerate(samples):
+        with h5py.File(tmp_path / "s" / f"{i}.h5", "w") as file:
+            file["features"], file["coords"] = sample, np.zeros((5, 2), "i8")
+    assert same_bits(rows(published(tmp_path / "s")), samples)
+
+
+# Several arrays in a file (ann-benchmarks)
+
+
+@pytest.mark.parametrize("key", ["train", "test"])
+def test_an_ann_benchmark_asks_which_of_its_arrays_is_meant(tmp_path, key):
+    arrays = {"train": values(500, (25,)), "test": values(70, (25,)), "distances": values(70, (10,))}
+    (tmp_path / "s").mkdir()
+    with h5py.File(tmp_path / "s" / "glove-25-angular.hdf5", "w") as file:
+        file.attrs["distance"], file.attrs["dimension"] = "angular", 25
+        file["neighbors"] = np.zeros((70, 10), "i4")
+        for name, array in arrays.items():
+            file[name] = array
+    with pytest.raises(BadInput, match=r"which dataset holds the vectors\?.*'test' \(70, 25\).*Use --key NAME"):
+        inspect(tmp_path / "s")
+    assert same_bits(rows(published(tmp_path / "s", key=key)), arrays[key])
+
+
 # A dataset a sample (ProtTrans, bio_embeddings)
+
+
+def test_residues_and_tokens_are_of_many_shapes_and_that_is_said(tmp_path):
+    """ProtTrans's (L, 1024) beside (1024,), and ELMo's (3, tokens, 1024) with its index: no samples of one shape."""
+    for folder in ("residues", "elmo"):
+        (tmp_path / folder).mkdir()
+    with h5py.File(tmp_path / "residues" / "0.h5", "w") as file:
+        for i in range(12):
+            file[f"sp|P{i}|X"] = values(1, (1024,) if i % 3 == 0 else (20 + i, 1024), "<f2")[0]
+    with h5py.File(tmp_path / "elmo" / "0.hdf5", "w") as file:
+        for i in range(12):
+            file[str(i)] = values(1, (3, 5 + i, 64))[0]
+        file.create_dataset("sentence_to_index", (1,), h5py.string_dtype())[0] = '{"a b c": "0"}'
+    for folder, n_shapes in (("residues", 9), ("elmo", 12)):
+        with pytest.raises(BadInput, match=rf"12 datasets of {n_shapes} shapes.*Store a vector each.*--key NAME"):
+            inspect(tmp_path / folder)
 
 
 def proteins(folder):
@@ -281,7 +403,7 @@ def test_npy_files_of_rows_are_shards(tmp_path):
     assert dataset.schema == Schema("rows-per-file", "array", (64,), "<f2")
 
 
-@pytest.mark.parametrize(("stored", "item"), [((3, 64), (3, 64)), ((768, 7), (7, 768)), ((1, 3, 64), (3, 64))])
+@pytest.mark.parametrize(("stored", "item"), [((3, 64), (3, 64)), ((768, 7), (7, 768)), ((1, 1, 3, 64), (3, 64))])
 @pytest.mark.parametrize("dtype", ["<f4", ">f8"])
 def test_npy_files_of_one_sample_are_shards_of_a_split(tmp_path, stored, item, dtype):
     samples = values(9, stored, dtype)

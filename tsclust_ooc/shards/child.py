@@ -1,27 +1,33 @@
 """A parser process: reads one request a line from stdin, answers on stdout, dies alone.
 
-Run as `python -m tsclust_ooc.shards.child`; `parsers` is its only caller. Requests and answers are one line of JSON;
-the answer to `read` is followed by `n_bytes` raw bytes. Nothing is pickled.
+Run as `python -m tsclust_ooc.shards.child FD`; `parsers` is its only caller. Requests and answers are one line of JSON;
+samples that were asked for lie at the beginning of the memory file FD when the answer comes, which the parent made
+large enough. Nothing is pickled. A request that the disk or the network failed is done again from its beginning.
 """
 
 from __future__ import annotations
 
 import base64
+import errno
 import json
+import mmap
 import os
 import resource
 import sys
 from collections.abc import Callable, Iterable
 from functools import lru_cache
-from typing import Any, BinaryIO
+from typing import Any
 
 # Before h5py is imported: HDF5 reads these when it starts. '::' forbids every plugin.
 os.environ["HDF5_PLUGIN_PRELOAD"] = "::"
 os.environ["HDF5_USE_FILE_LOCKING"] = "FALSE"
 
 import h5py
+import numpy as np
 
+from tsclust_ooc.patience import Patience
 from tsclust_ooc.shards import hdf5, npy
+from tsclust_ooc.shards.regular import bytes_of, head_of
 from tsclust_ooc.shards.schema import DATASET_PER_ITEM, Schema, ShardError, Structure
 from tsclust_ooc.shards.templates import MAX_METADATA_BYTES, Template, check_stamp, stamp_of
 
@@ -31,18 +37,19 @@ _ADDRESS_SPACE = 6 * 2**30
 def probe(path: str, *, learn: bool) -> dict[str, Any]:
     """The structure of a file, and with `learn` the template it makes, if it makes one."""
     if path.lower().endswith(npy.SUFFIX):
-        head, size = npy.head_of(path)
-        image = hdf5.bytes_of(path)[1] if learn else None
-        structure, parse = npy.structure_of(head, size), _npy_structure
+        data, size = bytes_of(path) if learn else head_of(path)
+        structure, parse = npy.structure_of(data, size), _npy_structure
     else:
-        size, image = hdf5.bytes_of(path)
-        structure, parse = hdf5.structure_of(hdf5.open_guarded(path, image)), _hdf5_structure
-    template = learn_template(image, structure, parse) if learn and image is not None else None
+        data, size = bytes_of(path)
+        image = data if len(data) == size else None
+        structure, parse = hdf5.open_guarded(path, image).structure, _hdf5_structure
+    whole = learn and len(data) == size
+    template = learn_template(data, structure, parse) if whole else None
     return {"structure": structure_to_json(structure), "template": vars(template) if template else None, "size": size}
 
 
 def _hdf5_structure(image: bytes) -> Structure:
-    return hdf5.structure_of(hdf5.open_guarded("", image))
+    return hdf5.open_guarded("", image).structure
 
 
 def _npy_structure(image: bytes) -> Structure:
@@ -87,55 +94,87 @@ def _opened(path: str, stamp: tuple[int, int]) -> hdf5.Opened:  # noqa: ARG001 (
     return hdf5.open_guarded(path)
 
 
-def read(request: dict[str, Any], out: BinaryIO) -> dict[str, Any]:
-    """Answer a read: the header, with the raw samples to follow."""
+class Samples:
+    """The memory file that the parent reads samples from."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._mapped: mmap.mmap | bytearray = bytearray()
+
+    def room(self, n_bytes: int) -> memoryview:
+        """Its first `n_bytes`; they stay mapped from request to request."""
+        if len(self._mapped) < n_bytes:
+            self._mapped = mmap.mmap(self._fd, n_bytes)
+        return memoryview(self._mapped)[:n_bytes]
+
+
+def read(request: dict[str, Any], samples: Samples) -> dict[str, Any]:
+    """Put the samples of a request where the parent finds them; the answer has their names."""
     path, stamp = request["path"], tuple(request["stamp"])
     check_stamp(stamp, stamp_of(path))
     schema = Schema(**{**request["schema"], "item_shape": tuple(request["schema"]["item_shape"])})
     start, stop = request["start"], request["stop"]
+    shape = (stop - start, *schema.item_shape)
+    out = np.frombuffer(samples.room((stop - start) * schema.item_bytes), schema.dtype).reshape(shape)
     # Asked only where it may be: on a network filesystem each open takes milliseconds.
     if schema.key in ("", npy.NAME) and npy.is_npy(path):
-        samples = npy.read(path, schema, start, stop)
+        npy.read_into(path, schema, start, out)
         names = [npy.NAME] if schema.layout == DATASET_PER_ITEM else []
     else:
-        samples, names = hdf5.read(_opened(path, stamp), schema, start, stop)
+        names = hdf5.read_into(_opened(path, stamp), schema, start, out)
     check_stamp(stamp, stamp_of(path))
-    raw = samples.data.cast("B") if samples.size else b""
-    _send(out, {"n_bytes": len(raw), "names": names})
-    out.write(raw)
-    return {}
+    return {"names": names}
 
 
-def answer(request: dict[str, Any], out: BinaryIO) -> None:
+def answer(request: dict[str, Any], samples: Samples) -> dict[str, Any]:
     """Do one request; a shard that cannot be used is an answer, not a crash."""
+    patience = _patience(request["tries"])
+    before = patience.n_retries
+    try:
+        found = patience.call(_do, request, samples)
+    except ShardError as error:
+        found = {"problem": [error.problem.code, error.problem.detail]}
+    except OSError as error:
+        found = {"problem": ["unreadable", _reason(error)]}
+    except MemoryError:
+        found = {"problem": ["size-limit", "does not fit the memory of a parser process"]}
+    return {**found, "n_retries": patience.n_retries - before}
+
+
+@lru_cache(maxsize=1)
+def _patience(tries: int) -> Patience:
+    """One for all requests: it learns when there is nothing to wait for."""
+    return Patience(tries)
+
+
+def _reason(error: OSError) -> str:
+    """What the system said, with the name of its number (a patience that was used up has told it)."""
+    name = errno.errorcode.get(error.errno or 0, "")
+    told = error.strerror or str(error)
+    return f"{told} ({name})" if name and name not in told else told
+
+
+def _do(request: dict[str, Any], samples: Samples) -> dict[str, Any]:
     try:
         if request["do"] == "read":
-            read(request, out)
-        else:
-            _send(out, probe(request["path"], learn=request["do"] == "learn"))
-    except ShardError as error:
-        _send(out, {"problem": [error.problem.code, error.problem.detail]})
-    except OSError as error:
-        _send(out, {"problem": ["unreadable", error.strerror or str(error)]})
-    except MemoryError:
-        _send(out, {"problem": ["size-limit", "does not fit the memory of a parser process"]})
-    out.flush()
-
-
-def _send(out: BinaryIO, message: dict[str, Any]) -> None:
-    out.write(json.dumps(message).encode() + b"\n")
+            return read(request, samples)
+        return probe(request["path"], learn=request["do"] == "learn")
+    except (OSError, MemoryError):
+        _opened.cache_clear()  # what HDF5 made of a read that failed is not to be built upon
+        raise
 
 
 def main() -> None:
     """Serve requests until stdin closes."""
+    samples = Samples(int(sys.argv[1]))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     wanted = _ADDRESS_SPACE if hard == resource.RLIM_INFINITY else min(_ADDRESS_SPACE, hard)
     resource.setrlimit(resource.RLIMIT_AS, (wanted, hard))
     h5py._errors.silence_errors()
-    out = sys.stdout.buffer
     for line in sys.stdin.buffer:
-        answer(json.loads(line), out)
+        sys.stdout.buffer.write(json.dumps(answer(json.loads(line), samples)).encode() + b"\n")
+        sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":

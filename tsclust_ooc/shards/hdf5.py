@@ -10,15 +10,17 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import stat
+import re
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import cached_property
 
 import h5py
 import numpy as np
 
-from tsclust_ooc.shards import layouts
+from tsclust_ooc.patience import PASSING
+from tsclust_ooc.shards import inflate, layouts
+from tsclust_ooc.shards.regular import bytes_of
 from tsclust_ooc.shards.schema import (
     DATASET_PER_ITEM,
     INTEGER,
@@ -31,8 +33,6 @@ from tsclust_ooc.shards.schema import (
 )
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
-IMAGE_BYTES = 16 * 2**20
-"""Files up to this size are read whole and parsed in memory: one open and one read on a network filesystem."""
 
 _MAX_CHUNK_BYTES = 256 * 2**20
 _MAX_DECLARED_BYTES = 2**60
@@ -40,6 +40,9 @@ _MAX_EXPANSION = 1100  # deflate cannot shrink more than 1032:1
 _VARIABLE_BYTES = 16  # length, address and index of a global heap object
 _MAX_MEMBERS, _MAX_DEPTH = 2_000_000, 8
 _UNDEFINED = 2**64 - 1
+_OPEN_DATASETS = 2  # that of the samples and that of their names
+_HDF5_CACHE_BYTES, _MOST_CACHE_BYTES = 2**20, 64 * 2**20  # of unpacked chunks, a dataset
+_ERRNO = re.compile(r"[Ee]rrno(?: =)? (\d+)")
 _FILTERS = {
     h5py.h5z.FILTER_DEFLATE: "gzip",
     h5py.h5z.FILTER_SHUFFLE: "shuffle",
@@ -51,31 +54,51 @@ _FILTERS = {
 }
 
 
-@dataclass(frozen=True)
 class Opened:
-    """An open file, its size, and what was odd about it."""
+    """An open file, its size, what was odd about it, and what was asked of it before: a large one is read in pieces."""
 
-    id: h5py.h5f.FileID
-    size: int
-    warnings: tuple[str, ...]
+    def __init__(self, id: h5py.h5f.FileID, size: int, warnings: tuple[str, ...]) -> None:
+        self.id, self.size, self.warnings = id, size, warnings
+        self._datasets: dict[str, h5py.Dataset] = {}
+        self._samples: tuple[Schema, list[Member]] | None = None
+
+    @cached_property
+    def structure(self) -> Structure:
+        """What is in the file; see `structure_of`."""
+        return structure_of(self)
+
+    def samples(self, schema: Schema) -> list[Member]:
+        """The datasets that hold samples, in row order; ShardError when the file does not fit `schema`."""
+        if self._samples is None or self._samples[0] != schema:
+            self._samples = schema, layouts.samples_in(schema, self.structure)
+        return self._samples[1]
+
+    def dataset(self, name: str) -> h5py.Dataset:
+        """The dataset `name`. The last ones stay open, and with them the chunks that were unpacked last."""
+        found = self._datasets.pop(name, None)
+        if found is None:
+            found = _open_dataset(self.id, name)
+        if len(self._datasets) >= _OPEN_DATASETS:
+            self._datasets.pop(next(iter(self._datasets)))
+        self._datasets[name] = found
+        return found
 
 
 def open_guarded(path: str, image: bytes | None = None) -> Opened:
-    """Open `path` (or the file `image`) after checking that it is a plain, whole HDF5 file; ShardError otherwise."""
-    if image is None:
-        size, image = bytes_of(path)
-    else:
-        size = len(image)
-    head = image[:4096] if image is not None else _head(path)
-    warnings = check_superblock(head, size)
+    """Open `path` (or the file `image`) after checking that it is a plain, whole HDF5 file; ShardError otherwise.
+
+    Raises OSError, too, for what the disk or the network failed at and may not fail at again.
+    """
+    data, size = bytes_of(path) if image is None else (image, len(image))
+    warnings = check_superblock(data[:4096], size)
     try:
-        if image is not None:
-            return Opened(h5py.h5f.open_file_image(image), size, warnings)
+        if len(data) == size:
+            return Opened(h5py.h5f.open_file_image(data), size, warnings)
         access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
         access.set_file_locking(False, True)  # HDF5's own lock fails opens on NFS
         return Opened(h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDONLY, access), size, warnings)
     except (OSError, RuntimeError, ValueError) as error:
-        raise ShardError("corrupt", _first_line(error)) from error
+        raise _failure(error, "corrupt") from error
 
 
 def structure_of(opened: Opened) -> Structure:
@@ -86,40 +109,49 @@ def structure_of(opened: Opened) -> Structure:
     except ShardError:
         raise
     except (OSError, RuntimeError, ValueError, KeyError, OverflowError, MemoryError, UnicodeError) as error:
-        raise ShardError("corrupt", _first_line(error)) from error
+        raise _failure(error, "corrupt") from error
     return Structure(tuple(members), opened.warnings)
 
 
-def read(opened: Opened, schema: Schema, start: int, stop: int) -> tuple[np.ndarray, list[str]]:
-    """Samples `start` to `stop` of a file as (n, *item_shape) in the schema's dtype, and the names it has for them.
+def read_into(opened: Opened, schema: Schema, start: int, out: np.ndarray) -> list[str]:
+    """Fill `out` ((n, *item_shape) in the schema's dtype) with samples from `start` on; returns their names, if any.
 
     Names are those of datasets that are samples (their attribute `original_id` where they have it), or the rows of the
     dataset `schema.ids`; there are none otherwise.
     """
-    structure = structure_of(opened)
-    members = layouts.samples_in(schema, structure)
+    members, stop = opened.samples(schema), start + len(out)
     if schema.layout == DATASET_PER_ITEM:
         members = members[start:stop]
-        out = np.empty((len(members), *schema.item_shape), schema.dtype)
+        if len(members) != len(out):
+            raise ShardError("unstable", f"holds {len(members)} of the {len(out)} samples that the survey saw")
         for i, member in enumerate(members):
-            _read_member(opened, schema, member, 0, 1, out[i : i + 1])
-        return out, [_original_id(opened, member.name) for member in members]
-    out = np.empty((stop - start, *schema.item_shape), schema.dtype)
-    _read_member(opened, schema, members[0], start, stop, out)
-    return out, _read_ids(opened, layouts.ids_in(schema, structure), start, stop) if schema.ids else []
+            _read_member(opened, schema, member, None, out[i : i + 1])
+        return [_original_id(opened, member.name) for member in members]
+    rows = (start, stop) if schema.layout == ROWS_PER_FILE else None
+    _read_member(opened, schema, members[0], rows, out)
+    return _read_ids(opened, layouts.ids_in(schema, opened.structure), start, stop) if schema.ids else []
 
 
-def _read_member(opened: Opened, schema: Schema, member: Member, start: int, stop: int, out: np.ndarray) -> None:
-    dataset = _dataset(opened, member.name)
-    selection = slice(start, stop) if schema.layout == ROWS_PER_FILE else ...
+def _read_member(opened: Opened, schema: Schema, member: Member, rows: tuple[int, int] | None, out: np.ndarray) -> None:
+    """The dataset, or some rows of it, straight to its place: no copy on the way."""
+    dataset = opened.dataset(member.name)
+    start, stop = rows or (0, member.shape[0])
+    shape = (stop - start, *member.shape[1:])
     with _reading(dataset, member.name):
-        stored = dataset[selection].reshape(len(out), *schema.stored_shape)
-    out[...] = stored.swapaxes(1, 2) if schema.stored_shape != schema.item_shape else stored
+        # As it is stored: turning the bytes round is left to numpy, which changes no bit of a NaN.
+        stored = out.view(member.dtype).reshape(shape)
+        if not inflate.read_rows(dataset.id, start, stop, stored):
+            space = dataset.id.get_space()
+            space.select_hyperslab((start, *(0 for _ in shape[1:])), shape)
+            dataset.id.read(h5py.h5s.create_simple(shape), space, stored)
+    if np.dtype(member.dtype) != out.dtype:
+        out.byteswap(inplace=True)
+    layouts.turn(schema, out.data.cast("B"))
 
 
 def _read_ids(opened: Opened, member: Member, start: int, stop: int) -> list[str]:
     """Names of samples `start` to `stop`: bytes that are not UTF-8 become surrogates, as in names of files."""
-    dataset = _dataset(opened, member.name)
+    dataset = opened.dataset(member.name)
     with _reading(dataset, member.name):
         found = dataset[start:stop].tolist()
     return list(map(str, found)) if member.ids == INTEGER else [_text(one) for one in found]
@@ -127,7 +159,7 @@ def _read_ids(opened: Opened, member: Member, start: int, stop: int) -> list[str
 
 def _original_id(opened: Opened, name: str) -> str:
     """The name that a dataset says it had before HDF5 could not hold it (bio_embeddings), else its own."""
-    dataset = _dataset(opened, name)
+    dataset = opened.dataset(name)
     with _reading(dataset, name):
         if not h5py.h5a.exists(dataset.id, b"original_id"):
             return name
@@ -143,8 +175,17 @@ def _text(raw: bytes | str) -> str:
     return raw if isinstance(raw, str) else raw.decode("utf-8", "surrogateescape")
 
 
-def _dataset(opened: Opened, name: str) -> h5py.Dataset:
-    return h5py.Dataset(h5py.h5d.open(opened.id, name.encode("utf-8", "surrogateescape")))
+def _open_dataset(file: h5py.h5f.FileID, name: str) -> h5py.Dataset:
+    """A dataset whose last chunk stays unpacked: where one request ends inside a chunk, the next begins."""
+    found = h5py.h5d.open(file, name.encode("utf-8", "surrogateescape"))
+    plist = found.get_create_plist()
+    if plist.get_layout() == h5py.h5d.CHUNKED:
+        n_bytes = math.prod(plist.get_chunk()) * found.dtype.itemsize
+        if _HDF5_CACHE_BYTES < n_bytes <= _MOST_CACHE_BYTES:
+            access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
+            access.set_chunk_cache(521, n_bytes, 0.75)
+            found = h5py.h5d.open(file, name.encode("utf-8", "surrogateescape"), access)
+    return h5py.Dataset(found)
 
 
 @contextlib.contextmanager
@@ -154,31 +195,15 @@ def _reading(dataset: h5py.Dataset, name: str) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, ValueError, MemoryError) as error:
         code = "checksum" if dataset.fletcher32 else "corrupt"
-        raise ShardError(code, f"dataset {name!r} cannot be read: {_first_line(error)}") from error
+        raise _failure(error, code, f"dataset {name!r} cannot be read: ") from error
 
 
-def bytes_of(path: str) -> tuple[int, bytes | None]:
-    """Size of a regular file, and its bytes if it is small. Never blocks on a FIFO."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise ShardError("unreadable", error.strerror or str(error)) from error
-    with os.fdopen(fd, "rb", buffering=0) as file:
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode):
-            raise ShardError("not-regular", "not a regular file")
-        if found.st_size > IMAGE_BYTES:
-            return found.st_size, None
-        try:
-            image = file.readall()
-        except OSError as error:
-            raise ShardError("unreadable", error.strerror or str(error)) from error
-        return len(image), image
-
-
-def _head(path: str) -> bytes:
-    with open(path, "rb", buffering=0) as file:
-        return file.read(4096)
+def _failure(error: BaseException, code: str, before: str = "") -> Exception:
+    """What HDF5 raised, as the problem of the shard; or as the OSError it comes from, where that may pass."""
+    told = _ERRNO.search(str(error)) if isinstance(error, OSError | RuntimeError) else None
+    if told and int(told[1]) in PASSING:
+        return OSError(int(told[1]), os.strerror(int(told[1])))
+    return ShardError(code, before + _first_line(error))
 
 
 def check_superblock(head: bytes, size: int) -> tuple[str, ...]:
@@ -271,10 +296,7 @@ def _describe(opened: Opened, name: str, dataset: h5py.h5d.DatasetID) -> Member:
             _check_storage(opened, dataset, shape, np.dtype(f"V{_stored_bytes(dataset.get_type())}"))
             return Member(name, shape, "", -1, "dtype", f"{name!r} holds no vectors: {ids}", ids)
         dtype = _float_dtype(dataset.get_type())
-        if not shape:
-            raise ShardError("shape", f"{name!r} is a scalar")
-        if len(shape) > 3:
-            raise ShardError("shape", f"{name!r} has {len(shape)} axes {shape}; samples have one or two")
+        layouts.check_axes(shape)
         offset = _check_storage(opened, dataset, shape, dtype)
     except ShardError as error:
         return Member(name, shape, "", -1, error.problem.code, error.problem.detail)

@@ -32,6 +32,7 @@ from tsclust_ooc.shards.schema import (
 
 _LIKELY_KEYS = ("embeddings", "embedding", "features", "feature", "emb", "vectors", "vector", "data", "x", "X")
 _FEW_ROWS, _MANY_VARIABLES, _MOSTLY, _FEW_SHARDS = 64, 1024, 0.75, 4
+_FEW_DATASETS = 8  # a program that keeps several things in a file names that many
 _MUCH_LONGER, _WIDTH_STEP, _LEAST_WIDTH = 4, 64, 128  # encoders give 128, 384, 768, 1024, ... features
 _ID_WORDS = {"id", "ids", "idx", "uid", "uids", "uuid", "uuids"}
 
@@ -49,15 +50,29 @@ def stored_shape(layout: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
     Where a dataset is one sample, axes of one before and after the others are dropped.
     """
-    found = shape[1:] if layout == ROWS_PER_FILE else shape
-    if layout != ROWS_PER_FILE:
-        while len(found) > 1 and found[0] == 1:
-            found = found[1:]
-        while len(found) > 1 and found[-1] == 1:
-            found = found[:-1]
+    found = shape[1:] if layout == ROWS_PER_FILE else _without_ones(shape)
     if len(found) not in (1, 2) or 0 in found:
         raise ShardError("shape", f"a dataset of shape {shape} holds no (variable, feature) or (feature,) sample")
     return found
+
+
+def check_axes(shape: tuple[int, ...]) -> None:
+    """ShardError 'shape' unless a dataset of `shape` may hold samples in some layout: of rows, or with axes of one."""
+    if not shape:
+        raise ShardError("shape", "a scalar; samples have one axis or two")
+    if len(shape) > 3 and len(_without_ones(shape)) > 2:
+        detail = "a sample has one or two besides those of one before and after them"
+        raise ShardError("shape", f"{len(shape)} axes {shape}; {detail}")
+
+
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape without the axes of one before and after the others; one axis is always left."""
+    start, stop = 0, len(shape)
+    while start < stop - 1 and shape[start] == 1:
+        start += 1
+    while start < stop - 1 and shape[stop - 1] == 1:
+        stop -= 1
+    return shape[start:stop]
 
 
 def lies_as_given(schema: Schema) -> bool:
@@ -273,6 +288,8 @@ def _choose(shapes: Counter[tuple[int, ...]]) -> tuple[str, str]:
     alike = "all alike" if n_alike == n_shards else f"{n_alike:,} of {n_shards:,} alike"
     if len(shape) == 1:
         return ITEM_PER_FILE, "one vector a shard"
+    if len(shapes) > 1 and len({_without_ones(other) for other in shapes}) == 1:
+        return ITEM_PER_FILE, "one sample a shard (all alike but for axes of one)"
     # A few shards of another shape are bad shards, not a sign that the first axis counts samples.
     if _MOSTLY * n_shards > n_alike and len({other[0] for other in shapes}) > 1:
         return ROWS_PER_FILE, "many samples a shard: their first axes differ"
@@ -280,6 +297,8 @@ def _choose(shapes: Counter[tuple[int, ...]]) -> tuple[str, str]:
         if any(other[1:] == shape[1:] and other != shape for other in shapes):
             return ROWS_PER_FILE, "one sample a shard in most, more in others: their first axes differ"
         return ITEM_PER_FILE, f"one sample a shard ({shape} has one row)"
+    if len(shape) > 3:
+        return ITEM_PER_FILE, f"one sample a shard ({shape} has {len(shape)} axes)"
     if len(shape) == 3 and shape[2] == 1 and _is_width(shape[0]):
         return ITEM_PER_FILE, f"one sample a shard ({alike}; {shape[0]} is a usual number of features)"
     if len(shape) == 3:
@@ -310,6 +329,12 @@ def _guess_key(structures: Counter[Structure]) -> str:
         return next(iter(names))
     if not names:
         raise BadInput(f"no shard holds a readable float dataset. Found: {_names(structures) or 'nothing'}.")
+    shapes = {m.shape for s in structures for m in s.members if m.name in names and not m.code}
+    if len(names) > _FEW_DATASETS and len(shapes) > 1:
+        raise BadInput(
+            f"{len(names):,} datasets of {len(shapes):,} shapes ({_names(structures)}): samples of a source have one "
+            "shape. Store a vector each (say the mean over the axis that differs), or name one dataset with --key NAME."
+        )
     raise BadInput(f"which dataset holds the vectors? Found: {_names(structures)}. Use --key NAME.")
 
 

@@ -9,38 +9,24 @@ from __future__ import annotations
 import io
 import math
 import os
-import stat
 import tokenize
 
 import numpy as np
 
 from tsclust_ooc.shards import layouts
+from tsclust_ooc.shards.regular import head_of, open_regular
 from tsclust_ooc.shards.schema import ROWS_PER_FILE, Member, Schema, ShardError, Structure
 
 SUFFIX = ".npy"
 MAGIC = b"\x93NUMPY"
 NAME = "array"
 
-_HEAD_BYTES = 16 * 2**10  # numpy refuses longer headers too
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 def is_npy(path: str) -> bool:
     """Whether the regular file at `path` begins as a `.npy` file does, whatever its name."""
     return head_of(path)[0].startswith(MAGIC)
-
-
-def head_of(path: str) -> tuple[bytes, int]:
-    """The first bytes of a regular file, and its size. Never blocks on a FIFO."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise ShardError("unreadable", error.strerror or str(error)) from error
-    with os.fdopen(fd, "rb", buffering=0) as file:
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode):
-            raise ShardError("not-regular", "not a regular file")
-        return file.read(_HEAD_BYTES), found.st_size
 
 
 def structure_of(head: bytes, size: int) -> Structure:
@@ -57,19 +43,21 @@ def structure_of(head: bytes, size: int) -> Structure:
     return Structure((Member(NAME, shape, dtype.str, offset, "", ""),), warnings)
 
 
-def read(path: str, schema: Schema, start: int, stop: int) -> np.ndarray:
-    """Samples `start` to `stop` of a file as (n, *item_shape) in the schema's dtype."""
+def read_into(path: str, schema: Schema, start: int, out: np.ndarray) -> None:
+    """Fill `out` ((n, *item_shape) in the schema's dtype) with the samples of a file from `start` on."""
     (member,) = layouts.samples_in(schema, structure_of(*head_of(path)))
-    if schema.layout != ROWS_PER_FILE:
-        start, stop = 0, 1
-    count = (stop - start) * math.prod(schema.item_shape)
-    dtype = np.dtype(member.dtype)
-    offset = member.offset + start * math.prod(schema.item_shape) * dtype.itemsize
-    flat = np.fromfile(path, dtype, count, offset=offset)
-    if flat.size != count:
-        raise ShardError("truncated", f"{flat.size:,} of {count:,} values")
-    samples = flat.astype(schema.dtype, copy=False).reshape(stop - start, *schema.stored_shape)
-    return np.ascontiguousarray(samples.swapaxes(1, 2)) if schema.stored_shape != schema.item_shape else samples
+    offset = member.offset + (start * schema.item_bytes if schema.layout == ROWS_PER_FILE else 0)
+    raw = out.data.cast("B")
+    with open_regular(path) as (file, _):
+        done = 0
+        while done < len(raw):
+            n = os.preadv(file.fileno(), [raw[done:]], offset + done)
+            if n == 0:
+                raise ShardError("truncated", f"{done:,} of {len(raw):,} bytes")
+            done += n
+    if np.dtype(member.dtype) != out.dtype:
+        out.byteswap(inplace=True)
+    layouts.turn(schema, raw)
 
 
 def _header(head: bytes, size: int) -> tuple[tuple[int, ...], bool, np.dtype, int]:
@@ -108,8 +96,7 @@ def _check(shape: tuple[int, ...], dtype: np.dtype, *, fortran: bool) -> int:
         raise ShardError("dtype", "an array of objects; it would have to be unpickled, which runs code")
     if dtype.kind != "f" or dtype.itemsize > 8:
         raise ShardError("dtype", f"{str(dtype)[:60]}; embeddings are float16, float32 or float64")
-    if not 1 <= len(shape) <= 3:
-        raise ShardError("shape", f"{len(shape)} axes {shape}; samples have one or two")
+    layouts.check_axes(shape)
     if fortran and len(shape) > 1:
         raise ShardError("fortran-order", "its first axis varies fastest; save np.ascontiguousarray(array) instead")
     return math.prod(shape) * dtype.itemsize

@@ -1,7 +1,8 @@
 """Child processes that run libhdf5, so that this one never does.
 
 Invariant: a file that crashes its parser, or keeps it longer than the deadline, costs that file (codes 'parser-crash'
-and 'timeout'); the parser is replaced and the next file is parsed as if nothing had happened.
+and 'timeout'); the parser is replaced and the next file is parsed as if nothing had happened. One that was killed from
+outside is no fault of the file: it is tried again.
 """
 
 from __future__ import annotations
@@ -9,16 +10,18 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import queue
 import select
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from tsclust_ooc.interruption import SIGNALS, kept_from_children
+from tsclust_ooc.patience import Patience
 from tsclust_ooc.shards.schema import Member, Schema, ShardError, Structure
 from tsclust_ooc.shards.templates import Template
 
@@ -34,21 +37,25 @@ class Probed:
 
 
 class Parsers:
-    """Up to `n` parser processes, started when first needed; use from any thread, close when done."""
+    """Up to `n` parser processes, started when first needed; use from any thread, close when done.
 
-    def __init__(self, n: int, deadline_seconds: float = DEADLINE_SECONDS) -> None:
-        self.n = n
+    `patience` says how often they try again what the disk or the network fails at, and counts it.
+    """
+
+    def __init__(self, n: int, deadline_seconds: float = DEADLINE_SECONDS, *, patience: Patience | None = None) -> None:
+        self.n, self.patience = n, patience or Patience()
         self._deadline = deadline_seconds
-        self._free: queue.LifoQueue[_Parser] = queue.LifoQueue()
-        for _ in range(n):
-            self._free.put(_Parser())
+        self._free = [_Parser() for _ in range(n)]
+        self._returned = threading.Condition()
 
     def __enter__(self) -> Parsers:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        for _ in range(self.n):
-            self._free.get().stop()
+        with self._returned:
+            self._returned.wait_for(lambda: len(self._free) == self.n)
+            for parser in self._free:
+                parser.close()
 
     def warm_up(self) -> None:
         """Start one parser now; it imports while the caller does something else."""
@@ -58,7 +65,7 @@ class Parsers:
     def probe(self, path: str, *, learn: bool = False) -> Probed:
         """The structure of the file at `path`; ShardError when it is not one to read."""
         with self._borrowed() as parser:
-            answer = parser.ask({"do": "learn" if learn else "probe", "path": path}, self._deadline)
+            answer = self._ask(parser, {"do": "learn" if learn else "probe", "path": path})
         template = answer["template"]
         if template is not None:
             template = Template(**{**template, "shape": tuple(template["shape"])})
@@ -72,28 +79,53 @@ class Parsers:
         Raises ShardError when the file cannot be read or changed since `stamp` (size, mtime_ns).
         """
         request = {"do": "read", "path": path, "stamp": stamp, "schema": asdict(schema), "start": start, "stop": stop}
-        with self._borrowed() as parser:
-            answer = parser.ask(request, self._deadline)
-            if answer["n_bytes"] != len(out):
-                parser.stop()
-                raise ShardError("unstable", f"gave {answer['n_bytes']:,} bytes where the survey saw {len(out):,}")
-            parser.receive_into(out, self._deadline)
+        with self._borrowed(path) as parser:
+            parser.make_room(len(out))
+            answer = self._ask(parser, request)
+            parser.path = path
+            parser.take(out)
         return list(answer["names"])
 
+    def _ask(self, parser: _Parser, request: dict[str, Any]) -> dict[str, Any]:
+        request = {**request, "tries": self.patience.tries}
+        try:
+            answer = parser.ask(request, self._deadline)
+        except _Killed:
+            answer = parser.ask(request, self._deadline)
+        self.patience.add(answer["n_retries"])
+        if "problem" in answer:
+            raise ShardError(*answer["problem"])
+        return answer
+
     @contextlib.contextmanager
-    def _borrowed(self) -> Iterator[_Parser]:
-        parser = self._free.get()
+    def _borrowed(self, path: str = "") -> Iterator[_Parser]:
+        """A parser that nobody uses: the one that has `path` open if it is free, else the one used last."""
+        with self._returned:
+            self._returned.wait_for(lambda: self._free)
+            parser = next((one for one in self._free if path and one.path == path), self._free[-1])
+            self._free.remove(parser)
         try:
             yield parser
         finally:
-            self._free.put(parser)
+            with self._returned:
+                self._free.append(parser)
+                self._returned.notify_all()
+
+
+class _Killed(ShardError):
+    """The parser was killed from outside: by somebody, or for want of memory."""
 
 
 class _Parser:
-    """One child process and its pipes; restarted by the next request after it died."""
+    """One child process, its pipes and the memory it shares with us; restarted by the next request after it died.
+
+    `path` is the file that it read from last and keeps open, '' if there is none.
+    """
 
     def __init__(self) -> None:
+        self.path = ""
         self._process: subprocess.Popen[bytes] | None = None
+        self._samples = -1  # a file in memory: a pipe would carry its bytes in pieces, and copy them twice
         self._pending = b""
         self._until = 0.0
 
@@ -103,11 +135,13 @@ class _Parser:
             self.stop()
         if self._process is None:
             self._pending = b""
+            if self._samples < 0:
+                self._samples = os.memfd_create("tsclust-samples")
             # Ctrl-C and a scheduler's SIGTERM reach every process of a job: a parser that died of them would make its
             # shard a bad one. It ends when its stdin does.
             with kept_from_children(*SIGNALS):
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "tsclust_ooc.shards.child"],
+                    [sys.executable, "-m", "tsclust_ooc.shards.child", str(self._samples)], pass_fds=[self._samples],
                     stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0,
                 )  # fmt: skip
         return self._process
@@ -121,9 +155,23 @@ class _Parser:
                 if pipe is not None:
                     pipe.close()
             self._process = None
+            self.path = ""
+
+    def close(self) -> None:
+        """End the child for good, and give back the memory."""
+        self.stop()
+        if self._samples >= 0:
+            os.close(self._samples)
+            self._samples = -1
+
+    def make_room(self, n_bytes: int) -> None:
+        """Let the memory that is shared hold `n_bytes`."""
+        self.start()
+        if n_bytes > os.fstat(self._samples).st_size:
+            os.ftruncate(self._samples, n_bytes)
 
     def ask(self, request: dict[str, Any], deadline_seconds: float) -> dict[str, Any]:
-        """Send a request and wait for the line that answers it; ShardError for a problem, a crash or no answer."""
+        """Send a request and wait for the line that answers it; ShardError for a crash or no answer."""
         process = self.start()
         assert process.stdin is not None
         self._until = time.monotonic() + deadline_seconds
@@ -135,23 +183,16 @@ class _Parser:
             self._pending += self._some()
         line, self._pending = self._pending.split(b"\n", 1)
         answer: dict[str, Any] = json.loads(line)
-        if "problem" in answer:
-            raise ShardError(*answer["problem"])
         return answer
 
-    def receive_into(self, out: memoryview, deadline_seconds: float) -> None:
-        """The raw bytes that follow an answer, straight into `out`."""
-        self._until = time.monotonic() + deadline_seconds
-        done = min(len(self._pending), len(out))
-        out[:done] = self._pending[:done]
-        self._pending = self._pending[done:]
-        process = self.start()
-        assert process.stdout is not None
+    def take(self, out: memoryview) -> None:
+        """The samples that the last answer is about, into `out`."""
+        done = 0
         while done < len(out):
-            self._wait(process)
-            n = os.readv(process.stdout.fileno(), [out[done:]])
-            if n == 0:
-                self._crashed()
+            n = os.preadv(self._samples, [out[done:]], done)
+            if n == 0:  # no parser of ours makes it smaller
+                self.stop()
+                raise ShardError("parser-crash", f"the process that parsed it left {done:,} of {len(out):,} bytes")
             done += n
 
     def _some(self) -> bytes:
@@ -176,7 +217,8 @@ class _Parser:
         code = self._process.wait() if self._process else None
         self.stop()
         how = f"signal {-code}" if code is not None and code < 0 else f"status {code}"
-        raise ShardError("parser-crash", f"the process that parsed it died with {how}")
+        kind = _Killed if code == -signal.SIGKILL else ShardError
+        raise kind("parser-crash", f"the process that parsed it died with {how}")
 
 
 def _structure(body: list[Any]) -> Structure:

@@ -17,7 +17,6 @@ LAYOUTS = (ITEM_PER_FILE, ROWS_PER_FILE, DATASET_PER_ITEM)
 FIRST, LAST = "first", "last"
 FEATURE_AXES = (LAST, FIRST)
 TEXT, INTEGER = "text", "integer"
-SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +81,20 @@ class Schema:
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """What a user says of a source; None where it is to be guessed, or told by folders (`split_pattern`)."""
+
+    layout: str | None = None
+    key: str | None = None
+    feature_axis: str | None = None
+    ids: str | None = None
+    split_pattern: str | None = None
+
+
+AS_GUESSED = Wanted()
+
+
+@dataclass(frozen=True)
 class Member:
     """One dataset in a file: numpy `shape` and `dtype` (as stored), where its bytes lie, what forbids reading it.
 
@@ -136,16 +149,3 @@ def _number_key(digits: str) -> tuple[int, str]:
 @lru_cache(maxsize=1024)
 def _folder_key(folder: str) -> list[list[tuple[int, str]]]:
     return [_name_key(part) for part in folder.split("/")] if folder else []
-
-
-def split_of(path: str) -> str:
-    """The split that the folders of `path` name (the innermost that does), or 'all'."""
-    return _split_of_folder(path.rpartition("/")[0])
-
-
-@lru_cache(maxsize=1024)
-def _split_of_folder(folder: str) -> str:
-    for part in reversed(folder.lower().split("/")):
-        if part in SPLITS:
-            return SPLITS[part]
-    return "all"
