@@ -1,12 +1,14 @@
 """Another try for what a network filesystem or an object store fails at now and then.
 
 Invariant: what is tried again changes nothing when it is done twice (reads, listings); what is not a passing failure is
-raised at once; the number of further tries is counted, for a person wants to know that their disk does this.
+raised at once; the number of further tries is counted, for a person wants to know that their disk does this. A source
+that is gone altogether is not waited for again and again.
 """
 
 from __future__ import annotations
 
 import errno
+import itertools
 import random
 import threading
 import time
@@ -23,17 +25,22 @@ PASSING = frozenset({
 TRIES = 5
 _FIRST_WAIT_SECONDS = 0.05
 _GROWTH = 4.0  # 0.05, 0.2, 0.8, 3.2 s
+_IN_VAIN = 20  # calls in a row that used up their tries: after them, others get one try until one succeeds
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 class Patience:
-    """Tries again what fails in passing, with longer and longer waits; counts how often. Use from any thread."""
+    """Tries again what fails in passing, with longer and longer waits; counts how often. Use from any thread.
+
+    When everything fails (20 calls in a row have used up their tries), further calls get one try each until one
+    succeeds.
+    """
 
     def __init__(self, tries: int = TRIES, first_wait_seconds: float = _FIRST_WAIT_SECONDS) -> None:
         self.tries, self._first = tries, first_wait_seconds
-        self._guard, self._n = threading.Lock(), 0
+        self._guard, self._n, self._in_vain = threading.Lock(), 0, 0
 
     @property
     def n_retries(self) -> int:
@@ -46,16 +53,33 @@ class Patience:
             self._n += n_retries
 
     def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """`function(*args, **kwargs)`, again while it fails in passing; its last OSError when the tries are used up."""
-        wait = self._first
-        for left in reversed(range(self.tries)):
+        """`function(*args, **kwargs)`, again while it fails in passing.
+
+        Raises its OSError: at once when it is not a passing one, else the last of them, whose `strerror` says which
+        errno it was and how many tries there were.
+        """
+        for number in itertools.count(1):
             try:
-                return function(*args, **kwargs)
+                given = function(*args, **kwargs)
             except OSError as error:
-                if error.errno not in PASSING or not left:
-                    raise
-                self.add(1)
+                self._bear(error, number)
+            else:
+                self._in_vain = 0
+                return given
             # Not all at once: many threads that met one hiccup would make the next.
-            time.sleep(wait * random.uniform(0.5, 1.5))
-            wait *= _GROWTH
-        raise AssertionError("a patience of no tries")
+            time.sleep(self._first * _GROWTH ** (number - 1) * random.uniform(0.5, 1.5))
+        raise AssertionError("counting ended")
+
+    def _bear(self, error: OSError, number: int) -> None:
+        """Count a further try after try `number` failed with `error`; raise it when there is to be none."""
+        if error.errno not in PASSING:
+            raise error
+        with self._guard:
+            if number < self.tries and self._in_vain < _IN_VAIN:
+                self._n += 1
+                return
+            self._in_vain += 1
+        tries = f"{number} {'try' if number == 1 else 'tries'}"
+        raise OSError(
+            error.errno, f"{error.strerror} ({errno.errorcode[error.errno]}, {tries})", error.filename
+        ) from error

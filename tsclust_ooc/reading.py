@@ -7,10 +7,14 @@ dataset hold exactly what it gives.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
+from tsclust_ooc.inflight import Pace
+from tsclust_ooc.mirror import Asked, Mirror
+from tsclust_ooc.patience import Patience
 from tsclust_ooc.plan import Plan, Segment
 from tsclust_ooc.shards.layouts import turn
 from tsclust_ooc.shards.parsers import Parsers
@@ -42,11 +46,17 @@ class RowReader:
     """Reads rows of a plan's splits out of their shards: by template where one is proven, else by a parser process.
 
     Use it from many threads. It owns neither the parsers nor the stage. With `presumed` the plan is from a survey that
-    presumed: a shard of a template's size that this template does not prove ends a read with Unproven.
+    presumed: a shard of a template's size that this template does not prove ends a read with Unproven. Where the source
+    is slow, many shards of a read are under way at one time. `patience` (default: that of the parsers) tries again what
+    fails in passing.
     """
 
-    def __init__(self, plan: Plan, parsers: Parsers, stage: Stage, *, presumed: bool = False) -> None:
+    def __init__(
+        self, plan: Plan, parsers: Parsers, stage: Stage | Mirror, *, presumed: bool = False,
+        patience: Patience | None = None,
+    ) -> None:
         self.plan, self._parsers, self._stage, self._presumed = plan, parsers, stage, presumed
+        self.patience, self._pace = patience or parsers.patience, Pace()
         self._root = os.path.join(plan.source, "")
         self._matchers = matchers(tuple(t for t in plan.templates if holds_samples(t, plan.schema)))
 
@@ -56,34 +66,51 @@ class RowReader:
         Returns where each row came from, and the problem of each segment that could not be read (its rows in `out`
         are then undefined).
         """
-        ids, problems = Ids([], [], []), []
         raw = out.data.cast("B") if out.size else memoryview(b"")
         item = self.plan.schema.item_bytes
-        for segment in self.plan.segments(split, start, stop):
+
+        def read_one(segment: Segment) -> list[str] | Problem:
             at, n = segment.row - start, segment.stop - segment.start
-            try:
-                names = self._read_segment(segment, raw[at * item : (at + n) * item])
-                _note(ids, segment, names, self.plan.schema)
-            except ShardError as error:
-                problems.append((segment, Problem(segment.shard.path, error.problem.code, error.problem.detail)))
-            except OSError as error:
-                reason = error.strerror or str(error)
-                problems.append((segment, Problem(segment.shard.path, "unreadable", reason)))
+            return self._names_or_problem(segment, raw[at * item : (at + n) * item])
+
+        segments = list(self.plan.segments(split, start, stop))
+        ids, problems = Ids([], [], []), []
+        with self._stage.ahead([self._asked(segment.shard) for segment in segments]):
+            answers = self._read_all(read_one, segments)
+        for segment, found in zip(segments, answers, strict=True):
+            if isinstance(found, Problem):
+                problems.append((segment, found))
+            else:
+                _note(ids, segment, found, self.plan.schema)
         return ids, problems
+
+    def _read_all(
+        self, read_one: Callable[[Segment], list[str] | Problem], segments: list[Segment]
+    ) -> list[list[str] | Problem]:
+        """Every segment's answer, in order. Parsers are few: more that wait for one make nothing faster."""
+        if any(segment.shard.size in self._matchers for segment in segments):
+            return self._pace.each(read_one, segments)
+        return [read_one(segment) for segment in segments]
+
+    def _names_or_problem(self, segment: Segment, out: memoryview) -> list[str] | Problem:
+        path = segment.shard.path
+        try:
+            return self.patience.call(self._read_segment, segment, out)
+        except ShardError as error:
+            return Problem(path, error.problem.code, error.problem.detail)
+        except OSError as error:
+            if self._is_presumed(segment.shard):  # a survey that opens it would say so of it
+                raise Unproven(path) from error
+            return Problem(path, "unreadable", error.strerror or str(error))
 
     def _read_segment(self, segment: Segment, out: memoryview) -> list[str]:
         shard = segment.shard
         path = self._root + shard.path
         stamp = (shard.size, shard.mtime_ns)
-        try:
-            if self._stage.reads_directly(shard.size):
-                return self._read_file(path, segment, stamp, out)
-            with self._stage.local(path, stamp) as local:
-                return self._read_file(local, segment, stamp, out)
-        except OSError as error:
-            if self._is_presumed(shard):  # a survey that opens it would say so of it
-                raise Unproven(shard.path) from error
-            raise
+        if self._stage.reads_directly(shard.size):
+            return self._read_file(path, segment, stamp, out)
+        with self._stage.local(path, stamp) as local:
+            return self._read_file(local, segment, stamp, out)
 
     def _read_file(self, path: str, segment: Segment, stamp: tuple[int, int], out: memoryview) -> list[str]:
         schema, shard = self.plan.schema, segment.shard
@@ -95,6 +122,9 @@ class RowReader:
         if self._is_presumed(shard):
             raise Unproven(shard.path)
         return self._parsers.read(path, stamp, schema, segment.start, segment.stop, out)
+
+    def _asked(self, shard: Shard) -> Asked:
+        return Asked(self._root + shard.path, shard.size, shard.mtime_ns)
 
     def _is_presumed(self, shard: Shard) -> bool:
         return self._presumed and shard.size in self._matchers
