@@ -2,6 +2,8 @@
 
     python crashing.py '{"place": ..., "target": ..., "prepare": [], "words": [...], "after": [], "first": 1, ...}'
 
+With "exchange": false the filesystem seems unable to exchange two names, as NFS is.
+
 Run as a script by `test_crashes.py`. The hook sits in the child alone (sys.addaudithook); the code under test has none.
 Everything is imported once; each run is a fork. An event is a file opened for writing, a rename, link, removal, or a
 directory made or removed, below the place.
@@ -18,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tsclust_ooc import checkpoint
+from tsclust_ooc import checkpoint, files
 from tsclust_ooc.cli import build_app, cluster_command, consolidate_command, distances_command, main  # noqa: F401
 from tsclust_ooc.dataset import open_dataset
 from tsclust_ooc.dataset import verify as verify_dataset
@@ -150,6 +152,8 @@ if __name__ == "__main__":
     build_app()  # loads what every command line needs
     checkpoint.LEAST_SECONDS = 0.0  # after each pass: by the clock the events would not be the same each time
     spec = json.loads(sys.argv[1])
+    if not spec["exchange"]:
+        files.exchange = lambda a, b: False
     if spec["words"][0] == "distances":
         pairwise(np.eye(3, dtype=np.float32), metric="cityblock")  # kernels are loaded once, not in each fork
     places = Path(spec["place"]), Path(spec["target"])

@@ -1,11 +1,11 @@
 """The house's rules, read from the source: who may import whom, where, and how large things may be.
 
     ground   errors progress units extras files budget records locks provenance scratch interruption arguments
-             patience
-    data     shards/ store plan census staging reading content rows source dataset chunks
-             consolidate tasks
+             patience inflight
+    data     remote mirror shards/ store sharding plan census staging reading content rows source dataset chunks
+             indexing appending consolidate tasks
     compute  passes drift distance/ cluster/ encoders/ scores projection
-    edge     runtime submission published checkpoint results matrix report publishing
+    edge     runtime submission published checkpoint results matrix report publishing uploading
     top      demo pipeline/ cli/
 
 A new module gets a line in HOUSE: its layer, and a height above everything it imports.
@@ -33,21 +33,27 @@ HOUSE = {
     "provenance": ("ground", 1),
     "columns": ("ground", 1),
     "patience": ("ground", 1),
+    "inflight": ("ground", 1),
     "budget": ("ground", 2),
     "records": ("ground", 2),
     "locks": ("ground", 2),
     "interruption": ("ground", 1),
     "arguments": ("ground", 3),
+    "remote": ("data", 2),
+    "mirror": ("data", 3),
     "shards": ("data", 3),
     "store": ("data", 3),
     "plan": ("data", 4),
     "census": ("data", 4),
     "staging": ("data", 4),
+    "sharding": ("data", 3),
     "rows": ("data", 4),
     "content": ("data", 5),
     "reading": ("data", 5),
     "dataset": ("data", 5),
     "chunks": ("data", 6),
+    "indexing": ("data", 6),
+    "appending": ("data", 6),
     "source": ("data", 6),
     "work": ("data", 6),
     "consolidate": ("data", 7),
@@ -67,6 +73,7 @@ HOUSE = {
     "matrix": ("edge", 6),
     "report": ("edge", 6),
     "publishing": ("edge", 7),
+    "uploading": ("edge", 8),
     "demo": ("top", 8),
     "pipeline": ("top", 9),
     "cli": ("top", 10),

@@ -18,6 +18,7 @@ import h5py
 import numpy as np
 import pytest
 from sources import ITEM, OPTIONS, contents, data_of, item_per_file, shared_parsers, three_splits, write_shard
+from test_concurrency import races
 
 from tsclust_ooc import files
 from tsclust_ooc import work as work_dir
@@ -138,6 +139,20 @@ def test_two_processes_at_the_same_partition_write_the_same_bytes(tmp_path, sour
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda n: write(source, final, n % 4), range(12)))
     finalize(source, final)
+    assert data_of(final) == data_of(tmp_path / "whole")
+
+
+def test_eight_partitions_by_four_processes_out_of_order_and_one_twice_make_the_dataset_of_the_whole_command(tmp_path):
+    item_per_file(tmp_path / "source", 8 * 42)
+    whole = consolidate(tmp_path / "source", tmp_path / "whole", OPTIONS)
+    final = tmp_path / "ds"
+    words = ["consolidate", str(tmp_path / "source"), str(final), "--chunk-bytes", OPTIONS.chunk_bytes]
+    assert init(tmp_path / "source", final).array == "0-7"
+    at_once = [[5, 2, 7, 2], [0, 3, 6], [1, 4]]
+    found = races([([[*words, "--partition", str(n)] for n in numbers], 0) for numbers in at_once])
+    assert found == [[0] * len(numbers) for numbers in at_once]
+    done = finalize(tmp_path / "source", final)
+    assert (done.digest, done.reused) == (whole.digest, False)
     assert data_of(final) == data_of(tmp_path / "whole")
 
 

@@ -39,7 +39,7 @@ OPTIONS = {
     "demo": ["samples", "seed"],
     "inspect": [f.name for f in fields(InspectOptions)],
     "consolidate": [*flat(ConsolidateOptions), *flat(Step)],
-    "verify": ["against", "workers"],
+    "verify": ["against", "also", "workers"],
     "status": [],
     "cluster": ["clusters", *flat(ClusterOptions)],
     "predict": flat(ComputeOptions),

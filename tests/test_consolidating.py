@@ -495,13 +495,14 @@ def test_a_task_is_small_named_and_does_what_a_thread_does(tmp_path, monkeypatch
 def test_workers_are_as_many_as_the_memory_holds(tmp_path):
     item_per_file(tmp_path / "source", 200)
     asked = replace(OPTIONS, dry_run=True, workers=4)
-    least = LEAST_WORKER_BYTES + 2 * 4032 + 200 * 700
+    plan_bytes = 200 * 700
+    base, least = budget.BASE_BYTES + plan_bytes, LEAST_WORKER_BYTES + 2 * 4032 + 21 * 560 + plan_bytes
     for n in (1, 2, 3):
-        local = replace(asked, scheduler="local", memory=str(budget.BASE_BYTES + n * least))
+        local = replace(asked, scheduler="local", memory=str(base + n * least))
         plan = consolidate(tmp_path / "source", tmp_path / "ds", local)
-        assert (plan.n_workers, plan.memory_bytes) == (n, budget.BASE_BYTES + n * least)
+        assert (plan.n_workers, plan.memory_bytes) == (n, base + n * least)
     with pytest.raises(CannotWrite, match="consolidation needs 800 MB of memory with one worker"):
-        consolidate(tmp_path / "source", tmp_path / "ds", replace(local, memory=str(budget.BASE_BYTES + least - 1)))
+        consolidate(tmp_path / "source", tmp_path / "ds", replace(local, memory=str(base + least - 1)))
     slurm = replace(asked, scheduler="slurm", memory="500MB", jobs=Jobs(job_memory="1GB", job_cores=4, interface="lo"))
     with pytest.raises(CannotWrite, match=r"--job-memory"):
         consolidate(tmp_path / "source", tmp_path / "ds", slurm)

@@ -35,8 +35,8 @@ def digest_of(folder):
     return hashlib.sha256(b"".join(p.read_bytes() for p in sorted(Path(folder).rglob("*.h5")))).hexdigest()
 
 
-def sweep(world, name, command, *prepare, after=()):
-    """All kill points of a command, half of them in each of two processes (the points do not depend on each other).
+def sweep(world, name, command, *prepare, after=(), exchange=True, first=1):
+    """All kill points of a command from the `first` on, half of them in each of two processes (none depends on others).
 
     `prepare` are commands that ran before it, `after` those that run when it has been run again.
     """
@@ -44,8 +44,9 @@ def sweep(world, name, command, *prepare, after=()):
     for lane in range(LANES):
         place = world / f"place{lane}"
         spec = {
-            "place": str(place), "target": str(place / name), "words": command(place), "first": lane + 1,
+            "place": str(place), "target": str(place / name), "words": command(place), "first": lane + first,
             "step": LANES, "prepare": [one(place) for one in prepare], "after": [one(place) for one in after],
+            "exchange": exchange,
         }  # fmt: skip
         lanes.append(
             subprocess.Popen([sys.executable, script, json.dumps(spec)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -58,10 +59,10 @@ def sweep(world, name, command, *prepare, after=()):
     return sorted(seen, key=lambda one: one["n"])
 
 
-def check(seen, capsys, what, *, old="absent"):
+def check(seen, capsys, what, *, old="absent", first=1):
     """Every point ends whole and equal; what was seen right after the kill is nothing, the old, or the new."""
     final = seen[-1]["end"]
-    assert [one["n"] for one in seen if one["status"] == KILLED] == list(range(1, len(seen) - LANES + 1))
+    assert [one["n"] for one in seen if one["status"] == KILLED] == list(range(first, len(seen) - LANES + first))
     assert {one["status"] for one in seen} == {0, KILLED}
     for one in seen:
         assert one["after_kill"] in {old, "absent", final}, one
@@ -102,6 +103,31 @@ def test_an_overwrite_killed_at_any_file_event_leaves_the_old_dataset_or_the_new
     killed = check(seen, capsys, "consolidate --overwrite", old=old)
     # The swap is one step here, so the name is never without a dataset.
     assert all(one["after_kill"] != "absent" for one in killed)
+
+
+@pytest.mark.parametrize(("exchange", "first"), [(True, 1), (False, 55)], ids=["exchange", "renames"])
+def test_an_append_killed_at_any_file_event_leaves_the_old_dataset_or_the_longer_one(tmp_path, capsys, exchange, first):
+    """Where names cannot be exchanged, as on NFS, there may be none for a moment; the same command puts it back.
+
+    Until it comes to that, at the end, the two ways do the same.
+    """
+    world = with_source(tmp_path, {"train": 6, "val": 1})
+    (world / "first.txt").write_text("source/train/0.h5\nsource/train/1.h5\nsource/train/2.h5\nsource/val/0.h5")
+
+    def of_the_first(place):
+        instead = {str(world / "source"): str(world / "first.txt")}
+        return [instead.get(word, word) for word in consolidate(world)(place)]
+
+    seen = sweep(world, "dataset", consolidate(world, "--append"), of_the_first, exchange=exchange, first=first)
+    old = seen[0]["old"]
+    assert old not in ("absent", seen[-1]["end"])
+    what = "consolidate --append" if exchange else "consolidate --append without exchange"
+    killed = check(seen, capsys, what, old=old, first=first)
+    assert ("absent" in {one["after_kill"] for one in killed}) != exchange
+    (world / "alone").mkdir()
+    words = [sys.executable, "-m", "tsclust_ooc", *consolidate(world)(world / "alone"), "--quiet"]
+    subprocess.run(words, check=True)
+    assert seen[-1]["end"] == tree_digest(world / "alone/dataset", ["data.zarr", "index"])
 
 
 STEPS = (["--init"], ["--partition", "1"], ["--partition", "0"], ["--finalize"])

@@ -181,7 +181,7 @@ def test_unfinished_work_says_how_far_it_is_and_what_to_do(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ('"format_version": 2', '"format_version": 7', "format_version 7.*reads 2"),
+        ('"format_version": 3', '"format_version": 7', "format_version 7.*reads 3"),
         ('"reason"', '"cause"', "unknown keys .'cause'., missing keys .'reason'."),
         ('{\n "format_version"', "{[", "not readable JSON"),
     ],

@@ -28,6 +28,7 @@ from tsclust_ooc import records
 from tsclust_ooc.cli import main
 from tsclust_ooc.dataset import open_dataset
 from tsclust_ooc.demo import write_demo
+from tsclust_ooc.errors import BadInput, UsageError
 from tsclust_ooc.pipeline import consolidating, looking
 from tsclust_ooc.pipeline.consolidating import ConsolidateOptions, consolidate
 from tsclust_ooc.pipeline.looking import InspectOptions, inspect
@@ -326,3 +327,111 @@ def test_names_that_are_no_text_are_shown_and_written_as_json(tmp_path, capsys):
     assert group["samples"] == ["0.h5", "x_0.h5", records.path_to_text(name)]
     assert run("inspect", tmp_path / "source", "--deep") == 0
     assert r"x\udcff_1.h5" in capsys.readouterr().out
+
+
+# sources of several kinds
+
+
+def printed_command(capsys, *words):
+    """The command that inspect prints last, as words."""
+    assert run("inspect", *words) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("  Next: tsclust consolidate ")
+    return shlex.split(last.removeprefix("  Next: tsclust "))
+
+
+def consolidated(capsys, *words):
+    """What that very command makes: split -> rows."""
+    command = printed_command(capsys, *words)
+    assert run(*command, "--scratch", ".", "--quiet") == 0, command
+    made = open_dataset(command[2])
+    return command, {split: np.asarray(made[split].array) for split in made}
+
+
+def write_flat(folder, names):
+    """Shards of one folder; name -> sample as h5py reads it."""
+    for name, sample in zip(names, values(len(names)), strict=True):
+        write_shard(folder / f"{name}.h5", sample)
+    return {name: read_shard(folder / f"{name}.h5") for name in names}
+
+
+def test_names_that_tell_splits_are_noticed_and_the_printed_command_takes_them(tmp_path, monkeypatch, capsys):
+    stored = write_flat(tmp_path / "it's flat", ["train_10", "train_9", "valid_1", "test_0"])
+    monkeypatch.chdir(tmp_path)
+    assert any("train 2, val 1, test 1" in note for note in inspect("it's flat").notes)
+    command, made = consolidated(capsys, "it's flat")
+    assert command[3:] == ["--split-pattern", r"(?P<split>train|valid|test)_\d+"]
+    wanted = {"train": ["train_9", "train_10"], "val": ["valid_1"], "test": ["test_0"]}
+    assert list(made) == list(wanted)
+    for split, names in wanted.items():
+        assert np.array_equal(made[split], [stored[name] for name in names])
+
+
+def test_an_expression_that_was_told_is_shown_and_printed(tmp_path, monkeypatch, capsys):
+    stored = write_flat(tmp_path / "flat", ["a-1", "b-2", "b-3", "c"])
+    monkeypatch.chdir(tmp_path)
+    pattern = r"(?P<split>\w)-"
+    found = inspect("flat", InspectOptions(split_pattern=pattern))
+    assert {name: split.n_shards for name, split in found.splits.items()} == {"a": 1, "b": 2}
+    assert [(p.path, p.code) for p in found.problems] == [("c.h5", "split")]
+    command, made = consolidated(capsys, "flat", "--split-pattern", pattern)
+    assert command[3:] == ["--split-pattern", pattern, "--on-bad", "skip"]
+    assert np.array_equal(made["b"], [stored["b-2"], stored["b-3"]])
+
+
+@pytest.mark.parametrize("folders", [("train", "val"), ("x y", "-z")])
+def test_several_sources_are_printed_as_they_were_given(tmp_path, monkeypatch, capsys, folders):
+    one, other = (write_flat(tmp_path / "runs" / name, ["0", "1"]) for name in folders)
+    monkeypatch.chdir(tmp_path / "runs")
+    command, made = consolidated(capsys, f"./{folders[0]}", "--also", f"./{folders[1]}")
+    assert command[1:3] == [folders[0], "runs"]
+    assert command[3:] == ["--also", f"./{folders[1]}" if folders[1] == "-z" else folders[1]]
+    rows = [made["train"], made["val"]] if "train" in folders else [made["all"][2:], made["all"][:2]]
+    for stored, got in zip((one, other), rows, strict=True):
+        assert np.array_equal(got, list(stored.values()))
+
+
+def test_a_list_of_paths_is_printed_and_consolidated(tmp_path, monkeypatch, capsys):
+    stored = three_splits(tmp_path / "runs", (4, 3, 2))
+    (tmp_path / "some.txt").write_text("runs/test\n# not val\nruns/train/2.h5\nruns/train/0.h5\n")
+    monkeypatch.chdir(tmp_path)
+    command, made = consolidated(capsys, "some.txt")
+    assert command[1:] == ["some.txt", "some"]
+    assert np.array_equal(made["train"], stored["train"][[0, 2]])
+    assert np.array_equal(made["test"], stored["test"])
+
+
+def test_the_printed_command_works_inside_the_source(tmp_path, monkeypatch, capsys):
+    three_splits(tmp_path / "source", (4, 3, 2))
+    monkeypatch.chdir(tmp_path / "source" / "train")
+    command, made = consolidated(capsys, "..")
+    assert command[1:] == ["..", "../../source_dataset"]
+    assert len(made["train"]) == 4
+
+
+def test_a_dataset_in_a_folder_that_a_list_names_is_refused(tmp_path):
+    item_per_file(tmp_path / "source", 3)
+    (tmp_path / "some.txt").write_text("source\n")
+    with pytest.raises(UsageError, match="only read from"):
+        consolidate(tmp_path / "some.txt", tmp_path / "source" / "dataset", ConsolidateOptions(scratch=tmp_path))
+
+
+def test_the_same_files_are_the_same_dataset_however_they_are_named(tmp_path):
+    three_splits(tmp_path / "runs", (4, 3, 2))
+    parts = [tmp_path / "runs" / name for name in ("train", "val", "test")]
+    (tmp_path / "runs" / "list.txt").write_text("\n".join(str(path) for path in (tmp_path / "runs").rglob("*.h5")))
+    digests = set()
+    for i, source in enumerate((tmp_path / "runs", parts, parts[::-1], tmp_path / "runs" / "list.txt")):
+        done = consolidate(source, tmp_path / f"made{i}", ConsolidateOptions(scratch=tmp_path))
+        digests.add((done.digest, open_dataset(tmp_path / f"made{i}").manifest.plan))
+    assert len(digests) == 1
+
+
+def test_no_source_at_all_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="no source is given"):
+        consolidate([], tmp_path / "dataset")
+    with pytest.raises(UsageError, match="no source is given"):
+        inspect([])
+    item_per_file(tmp_path / "source", 3)
+    with pytest.raises(BadInput, match="nowhere is not there"):
+        consolidate([tmp_path / "source", tmp_path / "nowhere"], tmp_path / "dataset")

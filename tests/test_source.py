@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import tempfile
+from pathlib import Path
 
 import dask
 import dask.array
@@ -197,3 +199,33 @@ def test_any_range_of_rows_equals_the_rows_of_h5py(tmp_path):
             out = np.full((stop - start, 16), np.nan, "f4")
             reader.read("all", int(start), int(stop), out)
             assert np.array_equal(out, wrote[start:stop])
+
+
+def test_several_sources_are_one_lazy_source(tmp_path):
+    wrote = three_splits(tmp_path, (9, 4, 3))
+    source = open_source([tmp_path / "val", str(tmp_path / "train")], chunk_bytes=4096)
+    assert list(source) == ["train", "val"]
+    for split in source:
+        assert np.array_equal(computed(source[split]), wrote[split])
+
+
+def test_a_source_may_lie_on_several_filesystems(tmp_path):
+    wrote = item_per_file(tmp_path / "train", 5)
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as far:
+        write_shard(Path(far) / "val" / "0.h5", wrote[0])
+        source = open_source([far, tmp_path / "train"])
+        assert source.plan.source == "/"
+        assert np.array_equal(computed(source["train"]), wrote)
+        assert np.array_equal(computed(source["val"]), wrote[:1])
+
+
+def test_a_list_and_an_expression_tell_what_is_read_and_where_it_goes(tmp_path):
+    for name, sample in zip(("train_10", "train_9", "valid_1", "left_out"), values(4), strict=True):
+        write_shard(tmp_path / "flat" / f"{name}.h5", sample)
+    (tmp_path / "list.txt").write_text("flat/valid_1.h5\nflat/train_10.h5\nflat/train_9.h5\n")
+    source = open_source(tmp_path / "list.txt", split_pattern=r"(?P<split>[a-z]+)_\d+")
+    stored = {name: [read_shard(tmp_path / "flat" / f"{one}.h5") for one in ones]
+              for name, ones in {"train": ("train_9", "train_10"), "val": ("valid_1",)}.items()}  # fmt: skip
+    assert list(source) == list(stored)
+    for split in source:
+        assert np.array_equal(computed(source[split]), stored[split])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -21,8 +22,9 @@ from sources import (
 )
 
 from tsclust_ooc.errors import BadInput
+from tsclust_ooc.shards.listing import list_shards
 from tsclust_ooc.shards.parsers import Parsers
-from tsclust_ooc.shards.schema import Problem, Schema
+from tsclust_ooc.shards.schema import Problem, Schema, Wanted
 from tsclust_ooc.shards.survey import survey
 
 
@@ -86,8 +88,8 @@ def test_two_possible_keys_are_named_not_chosen(tmp_path, look):
         file["left"], file["right"] = values(1, (3, 16))[0], values(1, (3, 17))[0]
     with pytest.raises(BadInput, match=r"'left'.*'right'.*--key"):
         look(tmp_path)
-    assert look(tmp_path, key="right").schema.item_shape == (3, 17)
-    assert look(tmp_path, key="left", layout="rows-per-file").n_samples == 3
+    assert look(tmp_path, wanted=Wanted(key="right")).schema.item_shape == (3, 17)
+    assert look(tmp_path, wanted=Wanted(key="left", layout="rows-per-file")).n_samples == 3
 
 
 def test_splits_come_from_folders_in_one_order_whatever_their_spelling(tmp_path, look):
@@ -159,7 +161,7 @@ def test_the_same_file_twice_is_a_duplicate(tmp_path, look):
 
 def test_a_single_file_is_a_source(tmp_path, look):
     rows_per_file(tmp_path, (30,))
-    found = look(tmp_path / "slide_0.h5", layout="rows-per-file")
+    found = look(tmp_path / "slide_0.h5", wanted=Wanted(layout="rows-per-file"))
     assert (found.source, paths(found), found.n_samples) == (str(tmp_path), ["slide_0.h5"], 30)
 
 
@@ -211,7 +213,7 @@ def test_what_an_earlier_read_found_is_a_problem_until_the_file_changes(tmp_path
 
 def test_a_source_without_shards_says_what_it_found(tmp_path, look):
     (tmp_path / "a.txt").write_text("x")
-    with pytest.raises(BadInput, match="found 1 other files"):
+    with pytest.raises(BadInput, match="found 1 other file"):
         look(tmp_path)
     with pytest.raises(BadInput, match="is not there"):
         look(tmp_path / "nowhere")
@@ -229,7 +231,7 @@ def test_a_source_whose_every_shard_fails_the_layout_names_them(tmp_path, look):
         with h5py.File(tmp_path / f"{i}.h5", "w") as file:
             file["s|1"], file["ids"] = values(1)[0], np.arange(3)
     with pytest.raises(BadInput, match=r"none of its 3 shards.*0\.h5: dtype"):
-        look(tmp_path, layout="dataset-per-item")
+        look(tmp_path, wanted=Wanted(layout="dataset-per-item"))
 
 
 def test_the_survey_changes_nothing(tmp_path, look):
@@ -261,3 +263,49 @@ def test_files_of_several_programs_are_each_read_as_they_lie(tmp_path, look):
     found = look(tmp_path)
     assert (len(found.shards), found.problems) == (30, ())
     assert found.schema.dtype == "<f4"
+
+
+def test_an_expression_tells_the_split_and_what_it_does_not_match_is_a_problem(tmp_path, look):
+    for name in ("valid_0.h5", "train_10.h5", "train_9.h5", "fold2_0.h5", "fold10_0.h5", "all_0.h5", "0.h5"):
+        write_shard(tmp_path / "test" / name, values(1)[0])
+    found = look(tmp_path, wanted=Wanted(split_pattern=r"(?P<split>[a-z0-9]+)_\d"))
+    assert {name: [s.path.rpartition("/")[2] for s in shards] for name, shards in found.splits().items()} == {
+        "train": ["train_9.h5", "train_10.h5"], "val": ["valid_0.h5"],
+        "fold10": ["fold10_0.h5"], "fold2": ["fold2_0.h5"], "all": ["all_0.h5"],
+    }  # fmt: skip
+    assert list(found.splits()) == ["train", "val", "fold10", "fold2", "all"]
+    assert codes(found) == {"test/0.h5": "split"}
+
+
+def test_where_no_shard_is_in_a_split_the_expression_is_named(tmp_path, look):
+    item_per_file(tmp_path, 3)
+    with pytest.raises(BadInput, match=r"none of its 3 shards.*0\.h5: split \(its path does not match"):
+        look(tmp_path, wanted=Wanted(split_pattern="(?P<split>train)"))
+
+
+def test_splits_of_several_sources_come_from_the_folders_themselves(tmp_path, look):
+    three_splits(tmp_path / "runs", (4, 3, 2))
+    found = look([tmp_path / "runs" / name for name in ("test", "train", "val")])
+    whole = look(tmp_path / "runs")
+    assert (found.source, found.shards, found.problems) == (whole.source, whole.shards, whole.problems)
+    assert {s.split for s in look(tmp_path / "runs" / "train").shards} == {"all"}
+
+
+def test_a_given_schema_is_not_guessed_and_what_does_not_fit_is_a_problem(tmp_path, look):
+    item_per_file(tmp_path, 5, item=(3, 8))
+    write_shard(tmp_path / "9.h5", values(1)[0])
+    schema = Schema("item-per-file", KEY, ITEM, "<f4")
+    found = look(tmp_path, schema=schema)
+    assert (found.schema, paths(found)) == (schema, ["9.h5"])
+    assert set(codes(found).values()) == {"dim"}
+    (tmp_path / "9.h5").unlink()
+    assert (look(tmp_path, schema=schema).shards, len(look(tmp_path, schema=schema).problems)) == ((), 5)
+
+
+def test_a_listing_is_a_source_of_which_entries_can_be_left_away(tmp_path, look):
+    item_per_file(tmp_path, 6)
+    listing = list_shards(tmp_path)
+    some = replace(listing, entries=listing.entries[3:])
+    assert look(listing).shards == look(tmp_path).shards
+    assert paths(look(some)) == ["3.h5", "4.h5", "5.h5"]
+    assert look(replace(listing, entries=[]), schema=look(listing).schema).shards == ()

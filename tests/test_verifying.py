@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -23,6 +24,7 @@ from sources import (
     write_shard,
 )
 
+from tsclust_ooc.cli import main
 from tsclust_ooc.pipeline import consolidating, verifying
 from tsclust_ooc.pipeline.consolidating import consolidate
 from tsclust_ooc.pipeline.verifying import verify
@@ -227,3 +229,44 @@ def test_a_damaged_dataset_is_not_compared(folder):
     done = verify(folder / "ds", folder / "source", workers=2)
     assert [d.file for d in done.damage] == [CHUNK]
     assert done.n_samples_compared == 0
+
+
+def test_a_dataset_of_several_sources_compares_with_them_and_with_what_holds_them(folder):
+    parts = [folder / "source" / name for name in ("val", "train")]
+    consolidate(parts, folder / "two", OPTIONS)
+    assert verify(folder / "two", parts, workers=1).damage == ()
+    assert {d.what for d in verify(folder / "two", folder / "source", workers=1).damage} == {
+        "in the source, not in the dataset"
+    }
+    shutil.rmtree(folder / "source/test")
+    done = verify(folder / "two", folder / "source", workers=1)
+    assert (done.damage, done.n_samples_compared) == ((), 59)
+
+
+@pytest.mark.parametrize("stride", [None, 3])
+def test_splits_that_an_expression_told_are_known_without_it(tmp_path, stride):
+    for i, sample in enumerate(values(20)):
+        write_shard(tmp_path / "source" / f"{('train', 'dev')[i % 2]}_{i}.h5", sample)
+    write_shard(tmp_path / "source" / "other.h5", values(1)[0])
+    options = replace(OPTIONS, split_pattern=r"(?P<split>[a-z]+)_\d", on_bad="skip", stride=stride)
+    done = consolidate(tmp_path / "source", tmp_path / "ds", options)
+    assert (set(done.splits), done.n_rejected) == ({"train", "dev"}, 1)
+    checked = verify(tmp_path / "ds", tmp_path / "source", workers=1)
+    assert (checked.damage, checked.n_samples_compared) == ((), done.n_samples)
+    with h5py.File(tmp_path / "source/dev_9.h5", "a") as file:
+        file[KEY][2, 5] += 1
+    assert list(found(tmp_path, against=tmp_path / "source")) == (["dev_9.h5"] if stride is None else [])
+    write_shard(tmp_path / "source" / "dev_99.h5", values(1)[0])
+    assert "dev_99.h5" in found(tmp_path, against=tmp_path / "source")
+
+
+def test_a_list_of_shards_is_enough_to_compare_with(folder, capsys):
+    lines = [f"source/{path.relative_to(folder / 'source')}" for path in (folder / "source").rglob("*.h5")]
+    (folder / "list.txt").write_text("\n".join(lines))
+    assert main(["verify", str(folder / "ds"), "--against", str(folder / "list.txt")]) == 0
+    assert "82 samples equal to their shards" in capsys.readouterr().out
+    words = ["--against", str(folder / "source/train"), "--also", str(folder / "source/val")]
+    assert main(["verify", str(folder / "ds"), *words]) == 65
+    assert "in the dataset, not in the source" in capsys.readouterr().err
+    assert main(["verify", str(folder / "ds"), "--also", str(folder / "source")]) == 2
+    assert "--against" in capsys.readouterr().err

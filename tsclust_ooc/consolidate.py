@@ -6,12 +6,15 @@ holds everything, its manifest last. Any number of processes may do the same at 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tsclust_ooc import files, provenance, records
+import numpy as np
+
+from tsclust_ooc import appending, files, provenance, records
 from tsclust_ooc.chunks import buffer, chunk_writer, make_arrays
 from tsclust_ooc.dataset import (
     DATA,
@@ -19,17 +22,18 @@ from tsclust_ooc.dataset import (
     MANIFEST,
     MANIFEST_VERSION,
     REJECTED,
+    SHARDS,
     Manifest,
     Rejected,
     SplitEntry,
     content_digest,
-    index_table,
     read_manifest,
     work_folders,
 )
 from tsclust_ooc.errors import BadInput, CannotWrite, TryAgain
 from tsclust_ooc.files import FileEntry
-from tsclust_ooc.plan import Partition, Plan, make_plan
+from tsclust_ooc.indexing import ROW_BYTES, index_name, index_writer
+from tsclust_ooc.plan import Partition, Plan, Segment, make_plan
 from tsclust_ooc.reading import Ids, RowReader, Unproven
 from tsclust_ooc.shards.schema import Problem
 from tsclust_ooc.shards.survey import Survey
@@ -44,7 +48,6 @@ from tsclust_ooc.work import (
     load_plan,
     make_folders,
     noticing_others,
-    parquet_bytes,
     pending,
     receipt_of,
     record_bad,
@@ -53,6 +56,8 @@ from tsclust_ooc.work import (
 )
 
 Mapper = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
+Rows = np.ndarray[Any, np.dtype[Any]]
+Read = Callable[[str, int, int, Rows], tuple[Ids, list[tuple[Segment, Problem]]]]
 
 _SHARD_BYTES = 700  # of a plan in memory, for each shard: its record, its path, its place in the order (measured)
 
@@ -62,11 +67,13 @@ class Done:
     """Result of one partition: rows written, and the shards of it that could not be read (then it has no receipt).
 
     `unproven` is a shard that is not what the survey presumed, '' if there is none (else, too, there is no receipt).
+    `n_retries` are reads that another process tried again for it.
     """
 
     partition: Partition
     bad: tuple[BadShard, ...]
     unproven: str = ""
+    n_retries: int = 0
 
 
 def init(final: Path, plan: Plan, problems: Sequence[Problem]) -> Work:
@@ -87,7 +94,9 @@ def _init(work: Work, problems: Sequence[Problem]) -> Work:
     if (work.root / "plan.json").exists():
         # The plan is that of the good shards alone: which bad ones are left out may be known better by now.
         records.save(work.root / REJECTED, Rejected(tuple(problems)), MANIFEST_VERSION)
-        return replace(work, plan=load_plan(work.root))
+        work = replace(work, plan=load_plan(work.root))
+        take_over(work)
+        return work
     with files.naming_the_place(final):
         final.parent.mkdir(parents=True, exist_ok=True)
         _check_space(final, plan)
@@ -95,9 +104,24 @@ def _init(work: Work, problems: Sequence[Problem]) -> Work:
         (work.dataset / INDEX).mkdir(exist_ok=True)
     make_arrays(work.dataset, plan)
     adopt(work)
+    take_over(work)
     records.save(work.root / REJECTED, Rejected(tuple(problems)), MANIFEST_VERSION)
     save_plan(work)
     return work
+
+
+def take_over(work: Work) -> None:
+    """Link what stays of the dataset that a plan appends to, where that is not done: its partitions get receipts."""
+    plan = work.plan
+    waiting = [one for one in pending(work) if one.start < plan.n_committed(one.split)]
+    if not waiting:
+        return
+    kept = appending.link_base(work.final, work.root, plan)
+    files.fsync_tree(work.root)
+    for one in waiting:
+        if one.index in kept:
+            receipt = Receipt(plan.inputs_digest(one), kept[one.index])
+            records.save(work.receipt(one.index), receipt, WORK_VERSION)
 
 
 def write_partition(work: Work, reader: RowReader, partition: Partition) -> Done:
@@ -135,8 +159,11 @@ def finalize(work: Work, *, replace_existing: bool, seconds: float = 0.0) -> Man
 def _publish(work: Work, manifest: Manifest, *, replace_existing: bool) -> Manifest:
     """The rename; or what lies there, where another process published just this meanwhile."""
     try:
-        files.publish_dir(work.dataset, work.final, replace=replace_existing)
-    except CannotWrite:
+        if work.plan.base is not None:
+            appending.publish(work.root, work.final, work.plan)
+        else:
+            files.publish_dir(work.dataset, work.final, replace=replace_existing)
+    except (CannotWrite, TryAgain):
         theirs = published(work.final, work.plan)
         if theirs is None:
             raise
@@ -192,16 +219,27 @@ def run(
 
 
 def without(plan: Plan, bad: Sequence[Problem]) -> Plan:
-    """The plan for the same shards but those named in `bad`: what a survey that knows them to be bad would lead to."""
+    """The plan for the same shards but those named in `bad`: what a survey that knows them to be bad would lead to.
+
+    Those of the dataset that is appended to are none of them.
+    """
     left_out = {problem.path for problem in bad}
     shards = tuple(shard for shard in plan.shards if shard.path not in left_out)
     survey = Survey(plan.source, plan.schema, plan.reason, shards, tuple(bad), plan.templates, notes=(), n_other=0)
-    return make_plan(survey, plan.options)
+    return replace(make_plan(survey, plan.options), base=plan.base)
+
+
+def recover(final: Path) -> None:
+    """Put right what a killed end of an append left at `final`; whoever works at that name calls it first."""
+    for root in work_folders(final):
+        with contextlib.suppress(BadInput, FileNotFoundError):
+            appending.recover(root, final, records.load(root / "plan.json", Plan, WORK_VERSION))
 
 
 def array_bytes(plan: Plan) -> int:
-    """Bytes one worker of a plan holds: a chunk, and zarr's copy of it when it is compressed."""
-    return plan.largest_chunk_bytes * (3 if plan.options.codec else 2)
+    """Bytes one worker holds: a chunk, zarr's copies of it when it is compressed or committed before, and its index."""
+    copies = 2 + bool(plan.options.codec) + bool(plan.base)
+    return plan.largest_chunk_bytes * copies + max(plan.chunk_rows.values()) * ROW_BYTES
 
 
 def plan_bytes(plan: Plan) -> int:
@@ -210,10 +248,10 @@ def plan_bytes(plan: Plan) -> int:
 
 
 def _check_space(final: Path, plan: Plan) -> None:
-    free = files.free_bytes(final)
-    if free < plan.disk_bytes * 1.02:
+    free, wanted = files.free_bytes(final), plan.new_bytes * 1.02
+    if free < wanted:
         raise CannotWrite(
-            f"{final} needs {format_bytes(plan.disk_bytes * 1.02)}; {files.existing_parent(final)} has "
+            f"{final} needs {format_bytes(wanted)}; {files.existing_parent(final)} has "
             f"{format_bytes(free)} free. Choose another place, or make room."
         )
 
@@ -221,31 +259,44 @@ def _check_space(final: Path, plan: Plan) -> None:
 def _write_partition(work: Work, reader: RowReader, partition: Partition) -> Done:
     plan, split = work.plan, partition.split
     store = DurableStore(work.dataset / DATA)
-    write = chunk_writer(plan, split, store)
-    ids, bad = Ids([], [], []), []
-    for start, stop in plan.chunks_of(partition):
-        chunk = buffer((plan.chunk_rows[split], *plan.schema.item_shape), plan.schema.dtype)
-        found, problems = reader.read(split, start, stop, chunk[: stop - start])
-        bad += [BadShard(s.shard.size, s.shard.mtime_ns, problem) for s, problem in problems]
-        if not bad:
-            write(start, stop, chunk)
-            ids.extend(found)
+    bad: list[BadShard] = []
+    read, name = _reading(work, reader, partition), index_name(plan, partition)
+    with chunk_writer(plan, partition, store) as write, index_writer(work.dataset / name, partition) as note:
+        for start, stop in plan.chunks_of(partition):
+            chunk = buffer((plan.chunk_rows[split], *plan.schema.item_shape), plan.schema.dtype)
+            found, problems = read(split, start, stop, chunk[: stop - start])
+            bad += [BadShard(s.shard.size, s.shard.mtime_ns, problem) for s, problem in problems]
+            if not bad:
+                write(start, stop, chunk)
+                note(found)
+            del found  # names of narrow rows are large, and the next ones come before these would go
     if bad:
         record_bad(work, partition, bad)
         return Done(partition, tuple(bad))
     entries = {f"{DATA}/{key}": FileEntry(*entry) for key, entry in store.written.items()}
-    entries.update(_write_index(work, partition, ids))
+    entries[name] = files.entry_of(work.dataset / name)
     records.save(work.receipt(partition.index), Receipt(plan.inputs_digest(partition), entries), WORK_VERSION)
     return Done(partition, ())
 
 
-def _write_index(work: Work, partition: Partition, ids: Ids) -> dict[str, FileEntry]:
-    table = index_table(partition.split, partition.start, ids.shards, ids.shard_rows, ids.sample_ids)
-    first = next(p.index for p in work.plan.partitions if p.split == partition.split)
-    name = f"{INDEX}/{partition.split}-{partition.index - first:05d}.parquet"
-    data = parquet_bytes(table)
-    files.write_atomic(work.dataset / name, data)
-    return {name: FileEntry(len(data), files.checksum_bytes(data))}
+def _reading(work: Work, reader: RowReader, partition: Partition) -> Read:
+    """What reads the rows of a partition: out of shards, but for those that the dataset has already."""
+    n_committed = work.plan.n_committed(partition.split)
+    if partition.start >= n_committed:
+        return reader.read
+    committed = appending.CommittedRows(work.root, work.plan)
+
+    def read(split: str, start: int, stop: int, out: Rows) -> tuple[Ids, list[tuple[Segment, Problem]]]:
+        middle = max(start, min(stop, n_committed))
+        ids, problems = Ids([], [], []), list[tuple[Segment, Problem]]()
+        if middle > start:
+            ids.extend(committed.read(split, start, middle, out[: middle - start]))
+        if stop > middle:
+            more, problems = reader.read(split, middle, stop, out[middle - start :])
+            ids.extend(more)
+        return ids, problems
+
+    return read
 
 
 def _complete(work: Work, seconds: float) -> Manifest:
@@ -258,10 +309,12 @@ def _complete(work: Work, seconds: float) -> Manifest:
             f"{work.final}: {plural(len(missing), 'partition')} of {len(receipts)} not written yet: {shown}. "
             "Run those partitions, then finalize again."
         )
+    files.write_atomic(work.dataset / SHARDS, (work.root / SHARDS).read_bytes())
     rejected = records.load(work.root / REJECTED, Rejected, MANIFEST_VERSION)
     records.save(work.dataset / REJECTED, rejected, MANIFEST_VERSION)
     entries = {name: entry for _, receipt in receipts if receipt for name, entry in receipt.files.items()}
-    for path in [work.dataset / REJECTED, *files.walk_files(work.dataset / DATA, lambda name: name == "zarr.json")]:
+    metadata = files.walk_files(work.dataset / DATA, lambda name: name == "zarr.json")
+    for path in [work.dataset / REJECTED, work.dataset / SHARDS, *metadata]:
         entries[str(path.relative_to(work.dataset))] = files.entry_of(path)
     _sweep_unknown(work.dataset, entries)
     files.fsync_tree(work.dataset)

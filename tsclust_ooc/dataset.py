@@ -6,12 +6,14 @@ missing, short, swapped or changed by a bit is found; opening checks presence an
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zarr
@@ -22,15 +24,17 @@ from tsclust_ooc.files import FileEntry
 from tsclust_ooc.plan import Options
 from tsclust_ooc.progress import Listener, silent
 from tsclust_ooc.provenance import Provenance
+from tsclust_ooc.remote import is_url, plain_path, shown
 from tsclust_ooc.rows import DatasetRows
-from tsclust_ooc.shards.schema import Problem, Schema
+from tsclust_ooc.shards.schema import Problem, Schema, Shard
 from tsclust_ooc.units import format_count
 
 if TYPE_CHECKING:
     import dask.array
 
-MANIFEST_VERSION = 2
+MANIFEST_VERSION = 3
 MANIFEST, DATA, INDEX, REJECTED = "manifest.json", "data.zarr", "index", "rejected.json"
+SHARDS = "shards.parquet"
 ARRAY = "embeddings"
 VIEWS = ("flatten", "variable", "mean")
 
@@ -75,8 +79,8 @@ class Rejected:
 def content_digest(
     schema: Schema, options: Options, splits: dict[str, SplitEntry], entries: dict[str, FileEntry]
 ) -> str:
-    """Digest of what a dataset holds, whoever made it and when."""
-    return records.digest([schema, options, splits, entries])
+    """Digest of what a dataset holds, whoever made it and when: not of the times of its shards."""
+    return records.digest([schema, options, splits, {name: one for name, one in entries.items() if name != SHARDS}])
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -89,6 +93,25 @@ def read_rejected(path: Path) -> tuple[Problem, ...]:
     return records.load(path / REJECTED, Rejected, MANIFEST_VERSION).rejected
 
 
+def shard_table(shards: Sequence[Shard]) -> pa.Table:
+    """Shards in row order as a table: path, split, size, mtime_ns, n_samples."""
+    return columns.table({
+        "path": columns.text([records.path_to_text(s.path) for s in shards]),
+        "split": columns.text([s.split for s in shards]),
+        "size": columns.numbers([s.size for s in shards]),
+        "mtime_ns": columns.numbers([s.mtime_ns for s in shards]),
+        "n_samples": columns.numbers([s.n_samples for s in shards]),
+    })  # fmt: skip
+
+
+def read_shards(path: Path) -> tuple[Shard, ...]:
+    """The shards of a `shards.parquet`, of a dataset or of work; FileNotFoundError, with its name, when it is gone."""
+    with path.open("rb") as file:  # pyarrow would not say in its error which file is gone
+        told = pq.ParquetFile(file).read().to_pydict()  # pq.read_table would import pandas
+    paths = [records.text_to_path(path) for path in told.pop("path")]
+    return tuple(map(Shard, paths, *told.values()))
+
+
 def open_dataset(path: str | Path, *, check: bool = True) -> Dataset:
     """Open a published dataset, checking (unless told not to) that every file it should have is there with its size.
 
@@ -98,23 +121,37 @@ def open_dataset(path: str | Path, *, check: bool = True) -> Dataset:
         There is no dataset, or files are missing or of the wrong size.
     TryAgain
         There is no dataset yet, but an unfinished consolidation of it.
+    UsageError
+        `path` is a URL.
     """
+    path = plain_path(str(path))
+    if is_url(path):
+        raise UsageError(
+            f"{shown(path)} is a URL, and a dataset is opened from a directory. Copy it first, for instance by 'aws s3 "
+            f"sync'; or read it where it is: zarr.open_group('{shown(path)}/{DATA}', mode='r')."
+        )
     path = Path(path).expanduser().absolute()
+    manifest = _manifest_at(path)
+    dataset = Dataset(path, manifest)
+    damage = list(check_sizes(dataset)) if check else []
+    if damage and _manifest_at(path).digest != manifest.digest:  # an append or --overwrite took its place meanwhile
+        return open_dataset(path)
+    if damage:
+        named = "; ".join(f"{d.file}: {d.what}" for d in damage[:5])
+        raise BadInput(
+            f"{path} is damaged: {len(damage)} of {len(manifest.files)} files. {named}. "
+            f"Consolidate it again with --overwrite from {manifest.source}."
+        )
+    return dataset
+
+
+def _manifest_at(path: Path) -> Manifest:
     try:
-        manifest = read_manifest(path)
+        return read_manifest(path)
     except FileNotFoundError:
         raise _no_dataset(path) from None
     except NotADirectoryError:
         raise BadInput(f"{path} is a file, not a dataset. Give the directory that consolidate published.") from None
-    dataset = Dataset(path, manifest)
-    damage = list(check_sizes(dataset)) if check else []
-    if damage:
-        shown = "; ".join(f"{d.file}: {d.what}" for d in damage[:5])
-        raise BadInput(
-            f"{path} is damaged: {len(damage)} of {len(manifest.files)} files. {shown}. "
-            f"Consolidate it again with --overwrite from {manifest.source}."
-        )
-    return dataset
 
 
 def work_folders(path: Path) -> list[Path]:
@@ -182,6 +219,17 @@ class Split:
         return self.entry.shape[0]
 
     @property
+    def n_chunks(self) -> int:
+        """Chunks of the split."""
+        return -(-self.n_samples // self.entry.chunk_shape[0])
+
+    @property
+    def chunks_a_shard(self) -> int:
+        """Chunks in each zarr shard; 0 where each chunk is a file of its own."""
+        n_bytes = math.prod(self.entry.chunk_shape) * np.dtype(self.entry.dtype).itemsize
+        return self.dataset.manifest.options.chunks_a_shard(n_bytes, self.n_chunks)
+
+    @property
     def array(self) -> zarr.Array[Any]:
         """The zarr array (sample, variable, feature) or (sample, feature), read-only."""
         found = zarr.open_array(self.dataset.path / DATA / self.name / ARRAY, mode="r")
@@ -211,12 +259,15 @@ class Split:
         if view not in VIEWS:
             raise UsageError(f"--view {view} is not known. Use one of: {', '.join(VIEWS)}.")
         folder = self.dataset.path / DATA / self.name / ARRAY
-        plain = self.dataset.manifest.options.codec == ""
-        return DatasetRows(str(folder), self.entry.shape, self.entry.chunk_shape[0], self.entry.dtype, view, plain)
+        plain, entry = self.dataset.manifest.options.codec == "", self.entry
+        return DatasetRows(
+            str(folder), entry.shape, entry.chunk_shape[0], entry.dtype, view, plain, self.chunks_a_shard
+        )
 
     def index(self) -> pa.Table:
         """Where each row came from: split, row, shard, shard_row, sample_id, in row order."""
-        names = sorted(name for name in self.dataset.manifest.files if name.startswith(f"{INDEX}/{self.name}-"))
+        wanted = f"{INDEX}/{self.name}"  # not by its beginning: one split may be called like the beginning of another
+        names = sorted(name for name in self.dataset.manifest.files if name.rpartition("-")[0] == wanted)
         tables = [pq.read_table(self.dataset.path / name) for name in names]
         return pa.concat_tables(tables) if tables else INDEX_SCHEMA.empty_table()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from tsclust_ooc import records
@@ -28,11 +28,13 @@ class Options:
     """What a user may choose that changes the bytes of a dataset.
 
     `codec` is '' (none), 'zstd' or 'blosc-lz4'. Of each split, every `stride`-th sample is kept, from the first on.
+    `shard_bytes` is what one file of many chunks (a zarr shard) holds at most; 0 for a file a chunk.
     """
 
     chunk_bytes: int = DEFAULT_CHUNK_BYTES
     codec: str = ""
     stride: int = 1
+    shard_bytes: int = 0
 
     def __post_init__(self) -> None:
         if self.chunk_bytes < 2**12:
@@ -41,11 +43,26 @@ class Options:
             raise UsageError(f"--compress {self.codec} is not known. Use zstd or blosc-lz4.")
         if self.stride < 1:
             raise UsageError(f"--stride {self.stride} keeps no samples. Use 1 for all, 96 for every 96th.")
+        if self.shard_bytes and self.shard_bytes < 2 * self.chunk_bytes:
+            raise UsageError(
+                f"--sharding {self.shard_bytes:,} is less than two chunks of {self.chunk_bytes:,} bytes. "
+                "Use more (256MiB to 4GiB), or a smaller --chunk-bytes."
+            )
+
+    def chunks_a_shard(self, chunk_bytes: int, n_chunks: int) -> int:
+        """Chunks in each zarr shard of a split of `n_chunks` chunks of `chunk_bytes`; 0 where each is its own file.
+
+        A split that is smaller than one shard has a shard of its own size, like its chunk.
+        """
+        return min(max(2, self.shard_bytes // chunk_bytes), max(1, n_chunks)) if self.shard_bytes else 0
 
 
 @dataclass(frozen=True)
 class Partition:
-    """The unit of work: rows `start` to `stop` of a split, whole chunks, one writer. `index` counts over all splits."""
+    """The unit of work: rows `start` to `stop` of a split, whole chunks, one writer. `index` counts over all splits.
+
+    Where chunks lie together in zarr shards, it is one shard.
+    """
 
     index: int
     split: str
@@ -74,8 +91,20 @@ class SplitPlan:
 
 
 @dataclass(frozen=True)
+class Base:
+    """The dataset that a plan appends to: its digest, and its shards and the rows of each split. They stay as is."""
+
+    digest: str
+    n_shards: int
+    rows: dict[str, int]
+
+
+@dataclass(frozen=True)
 class Plan:
-    """Everything that a partition needs, in any process: goes to `plan.json` (shards beside it)."""
+    """Everything that a partition needs, in any process: goes to `plan.json` (shards beside it).
+
+    With a `base`, the first rows of each split are those of the base, and only the rows after them come from shards.
+    """
 
     source: str
     schema: Schema
@@ -84,6 +113,7 @@ class Plan:
     splits: tuple[SplitPlan, ...]
     templates: tuple[Template, ...]
     shards_digest: str
+    base: Base | None = None
     shards: tuple[Shard, ...] = field(default=(), repr=False, compare=False, metadata={"elsewhere": True})
 
     @cached_property
@@ -100,10 +130,22 @@ class Plan:
         """Bytes of the largest chunk of any split."""
         return max(self.chunk_rows.values()) * self.schema.item_bytes
 
+    @cached_property
+    def chunks_a_shard(self) -> dict[str, int]:
+        """Chunks in each zarr shard of each split, 0 where each chunk is a file of its own."""
+        return {
+            name: self.options.chunks_a_shard(self.chunk_rows[name] * self.schema.item_bytes, n)
+            for name, n in self._n_chunks.items()
+        }
+
     @property
     def n_chunks(self) -> int:
         """Chunks of all splits."""
-        return sum(-(-split.n_rows // self.chunk_rows[split.name]) for split in self.splits)
+        return sum(self._n_chunks.values())
+
+    @property
+    def _n_chunks(self) -> dict[str, int]:
+        return {split.name: -(-split.n_rows // self.chunk_rows[split.name]) for split in self.splits}
 
     @property
     def disk_bytes(self) -> int:
@@ -124,7 +166,9 @@ class Plan:
     @cached_property
     def partitions(self) -> tuple[Partition, ...]:
         """All partitions, split by split, in row order."""
-        steps = {name: rows * CHUNKS_A_PARTITION for name, rows in self.chunk_rows.items()}
+        steps = {
+            name: rows * (self.chunks_a_shard[name] or CHUNKS_A_PARTITION) for name, rows in self.chunk_rows.items()
+        }
         ranges = [
             (s.name, start, min(start + steps[s.name], s.n_rows))
             for s in self.splits
@@ -133,8 +177,41 @@ class Plan:
         return tuple(Partition(i, *one) for i, one in enumerate(ranges))
 
     @cached_property
+    def before(self) -> Plan | None:
+        """The chunks and partitions of the base, as a plan without shards; None without a base."""
+        if self.base is None:
+            return None
+        splits = tuple(SplitPlan(name, n_rows, 0, 0) for name, n_rows in self.base.rows.items())
+        return replace(self, splits=splits, base=None, shards=())
+
+    @cached_property
+    def committed(self) -> frozenset[int]:
+        """Partitions that the base has just as they are here, by their index: nobody writes them again."""
+        if self.before is None:
+            return frozenset()
+        theirs = {(p.split, p.start, p.stop) for p in self.before.partitions}
+        rows = self.before.chunk_rows
+        return frozenset(
+            p.index for p in self.partitions
+            if (p.split, p.start, p.stop) in theirs and rows[p.split] == self.chunk_rows[p.split]
+        )  # fmt: skip
+
+    @property
+    def new_bytes(self) -> int:
+        """Bytes of the chunks that have to be written, uncompressed; zarr pads the last of a split."""
+        rows = ((p, self.chunk_rows[p.split]) for p in self.partitions if p.index not in self.committed)
+        return sum(len(list(self.chunks_of(p))) * n for p, n in rows) * self.schema.item_bytes
+
+    def n_committed(self, split: str) -> int:
+        """Rows of a split that the base holds; 0 without a base."""
+        return self.base.rows.get(split, 0) if self.base is not None else 0
+
+    @cached_property
     def digest(self) -> str:
-        """Digest of what decides the bytes of the dataset: schema, options, source and the stamp of every shard."""
+        """Digest of what decides the bytes of the dataset: schema, options, source and the stamp of every shard.
+
+        Not of the base: what comes of appending is what comes of one consolidation of the same shards in this order.
+        """
         return records.digest([self.source, self.schema, self.options, self.splits, self.shards_digest])
 
     def chunks_of(self, partition: Partition) -> Iterator[tuple[int, int]]:
@@ -182,7 +259,8 @@ class Plan:
                 (s.shard.path, s.shard.size, s.shard.mtime_ns, s.start, s.stop)
                 for s in self.segments(partition.split, partition.start, partition.stop)
             ]
-            place = [partition.split, self.chunk_rows[partition.split], partition.start]
+            split = partition.split
+            place = [split, self.chunk_rows[split], self.chunks_a_shard[split], partition.start]
             head = [self.source, self.schema, self.options, place]
             self._inputs[partition] = records.digest([head, records.digest_rows(pieces)])
         return self._inputs[partition]

@@ -52,7 +52,12 @@ class RowReader:
     """
 
     def __init__(
-        self, plan: Plan, parsers: Parsers, stage: Stage | Mirror, *, presumed: bool = False,
+        self,
+        plan: Plan,
+        parsers: Parsers,
+        stage: Stage | Mirror,
+        *,
+        presumed: bool = False,
         patience: Patience | None = None,
     ) -> None:
         self.plan, self._parsers, self._stage, self._presumed = plan, parsers, stage, presumed

@@ -6,7 +6,7 @@ is computed. Importing dask takes seconds, so nothing but this module does it fo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,14 @@ from tsclust_ooc import budget
 from tsclust_ooc.errors import BadInput
 from tsclust_ooc.plan import DEFAULT_CHUNK_BYTES, Options, Partition, Plan, make_plan
 from tsclust_ooc.reading import RowReader
+from tsclust_ooc.remote import Remote, is_url, plain_path
+from tsclust_ooc.shards.objects import list_objects
 from tsclust_ooc.shards.parsers import Parsers
-from tsclust_ooc.shards.schema import Problem
+from tsclust_ooc.shards.schema import Problem, Wanted
 from tsclust_ooc.shards.survey import Survey, survey
-from tsclust_ooc.staging import NO_STAGE
+from tsclust_ooc.staging import Staging
+
+IN_PLACE = Staging("never")
 
 
 class Source(Mapping[str, dask.array.Array]):
@@ -31,8 +35,8 @@ class Source(Mapping[str, dask.array.Array]):
     A dask array of shape (sample, variable, feature) or (sample, feature), one block a partition, computed on demand.
     """
 
-    def __init__(self, found: Survey, options: Options) -> None:
-        self.survey = found
+    def __init__(self, found: Survey, options: Options, staging: Staging = IN_PLACE) -> None:
+        self.survey, self._staging = found, staging
         self.plan = make_plan(found, options)
 
     def __getitem__(self, split: str) -> dask.array.Array:
@@ -43,8 +47,10 @@ class Source(Mapping[str, dask.array.Array]):
         read = dask.delayed(read_block, pure=True)
         # Named by its digest: dask would look into every shard of it to make a name.
         plan = dask.delayed(self.plan, name=f"plan-{self.plan.digest}", traverse=False)
+        dtype = np.dtype(self.plan.schema.dtype)
+        staging = dask.delayed(self._staging, name=f"staging-{self.plan.digest}", traverse=False)
         return dask.array.concatenate([
-            dask.array.from_delayed(read(plan, p), (p.stop - p.start, *shape[1:]), np.dtype(self.plan.schema.dtype))
+            dask.array.from_delayed(read(plan, p, staging), (p.stop - p.start, *shape[1:]), dtype)
             for p in blocks
         ])  # fmt: skip
 
@@ -66,30 +72,41 @@ class Source(Mapping[str, dask.array.Array]):
         return self.survey.problems
 
 
-def read_block(plan: Plan, partition: Partition) -> np.ndarray[Any, np.dtype[Any]]:
+def read_block(plan: Plan, partition: Partition, staging: Staging = IN_PLACE) -> np.ndarray[Any, np.dtype[Any]]:
     """The rows of one partition, read now in this process; BadInput names every shard that cannot be read."""
     out = np.empty((partition.stop - partition.start, *plan.schema.item_shape), plan.schema.dtype)
-    with Parsers(1) as parsers:
-        _, problems = RowReader(plan, parsers, NO_STAGE).read(partition.split, partition.start, partition.stop, out)
+    with Parsers(1) as parsers, staging.open(plan.source, parsers.patience) as stage:
+        _, problems = RowReader(plan, parsers, stage).read(partition.split, partition.start, partition.stop, out)
     if problems:
         raise BadInput("; ".join(f"{p.path}: {p.code} ({p.detail})" for _, p in problems[:10]))
     return out
 
 
 def open_source(
-    source: str | Path, *, layout: str | None = None, key: str | None = None, feature_axis: str | None = None,
-    ids: str | None = None, stride: int = 1, chunk_bytes: int | None = None,
+    source: str | Path | Sequence[str | Path], *, layout: str | None = None, key: str | None = None,
+    feature_axis: str | None = None, ids: str | None = None, split_pattern: str | None = None, stride: int = 1,
+    chunk_bytes: int | None = None,
 ) -> Source:  # fmt: skip
-    """Survey a folder of shards (or one HDF5 file) and open it as lazy dask arrays, one a split.
+    """Survey a folder of shards and open it as lazy dask arrays, one a split.
 
-    Shards with problems are left out and listed in `.problems`. Raises BadInput when nothing can be read.
+    Instead of a folder `source` may be one HDF5 file, a text file (.txt, .list) with a path a line, or a sequence of
+    these; shards are then named relative to the folder that all lie in. `split_pattern` is a regular expression with a
+    group named split, searched for in these names. Shards with problems are left out and listed in `.problems`.
+
+    Raises BadInput when nothing can be read, UsageError for an option that is not known.
 
     >>> source = open_source("embeddings/")  # doctest: +SKIP
     >>> source["train"].mean(axis=0).compute()  # doctest: +SKIP
     """
     options = Options(DEFAULT_CHUNK_BYTES if chunk_bytes is None else chunk_bytes, stride=stride)
+    given = [source] if isinstance(source, str | Path) else source
+    wanted = Wanted(layout, key, feature_axis, ids, split_pattern)
+    places = [plain_path(str(one)) for one in given]
     with Parsers(budget.available_cores()) as parsers:
-        return Source(
-            survey(Path(source).expanduser(), parsers, layout=layout, key=key, feature_axis=feature_axis, ids=ids),
-            options,
-        )
+        if len(places) == 1 and is_url(places[0]):
+            remote = Remote(places[0], parsers.patience)
+            staging = Staging("never", remote=remote)
+            with staging.open(str(remote), parsers.patience) as stage:
+                found = survey(list_objects(remote), parsers, wanted, local=stage.local)
+            return Source(found, options, staging)
+        return Source(survey([Path(one).expanduser() for one in places], parsers, wanted), options)

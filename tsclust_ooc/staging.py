@@ -13,7 +13,7 @@ import os
 import re
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,6 +22,9 @@ import xxhash
 
 from tsclust_ooc import files, locks, scratch
 from tsclust_ooc.errors import CannotWrite, TryAgain, UsageError
+from tsclust_ooc.mirror import Asked, Mirror
+from tsclust_ooc.patience import Patience
+from tsclust_ooc.remote import Remote
 from tsclust_ooc.shards.schema import ShardError
 from tsclust_ooc.shards.templates import check_stamp
 from tsclust_ooc.units import format_bytes
@@ -48,15 +51,21 @@ def decide(size: int, mode: str, *, on_network: bool) -> Literal["copy", "direct
 class Staging:
     """How a process stages, on whatever node it is: small and picklable.
 
-    `here` is our scratch directory where it is known; else each process finds it, below `asked` if that is given.
+    `here` is our scratch directory where it is known; else each process finds it, below `asked` if that is given. With
+    a `remote` the shards are objects: they are always brought to scratch, whatever the mode.
     """
 
     mode: str
     here: Path | None = None
     asked: Path | None = None
+    remote: Remote | None = None
 
-    def open(self, source: Path) -> Stage:
+    def open(self, source: str | Path, patience: Patience | None = None) -> Stage | Mirror:
         """This process's stage for shards below `source`; looks for scratch only where a shard could need it."""
+        if self.remote is not None:
+            remote = self.remote if patience is None else Remote(self.remote.url, patience)
+            return Mirror(remote, self.here or scratch.scratch_dir(self.asked))
+        source = Path(source)
         on_network = scratch.is_network(source)
         place = self.here
         if place is None and (self.mode == "always" or (self.mode == "auto" and on_network)):
@@ -87,6 +96,11 @@ class Stage:
     def reads_directly(self, size: int) -> bool:
         """Whether a shard of `size` is read where it lies."""
         return decide(size, self.mode, on_network=self.on_network) == "direct"
+
+    @contextlib.contextmanager
+    def ahead(self, entries: Sequence[Asked]) -> Iterator[None]:  # noqa: ARG002 - a mirror brings them together
+        """Be told of what will be read inside the block; each is staged when it is."""
+        yield
 
     @contextlib.contextmanager
     def local(self, path: str, stamp: tuple[int, int]) -> Iterator[str]:

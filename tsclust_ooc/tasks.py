@@ -11,7 +11,7 @@ import atexit
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tsclust_ooc.consolidate import Done, write_partition
@@ -44,7 +44,7 @@ class WriteTask:
         with _bench_for(self) as bench:
             done = write_partition(bench.work, bench.reader, partition)
             bench.tidy()
-        return done
+            return replace(done, n_retries=bench.new_retries())
 
 
 def write_task(work: Work, staging: Staging, *, presumed: bool = False) -> WriteTask:
@@ -54,8 +54,10 @@ def write_task(work: Work, staging: Staging, *, presumed: bool = False) -> Write
 
     The copy is part of the task, not one before it: on several nodes the two could run on different ones.
     """
-    stage = staging.open(Path(work.plan.source))
-    copies = any(not stage.reads_directly(shard.size) for shard in work.plan.shards)
+    copies = staging.remote is not None
+    if not copies:
+        stage = staging.open(work.plan.source)
+        copies = any(not stage.reads_directly(shard.size) for shard in work.plan.shards)
     name = "stage-write-chunk" if copies else "write-chunk"
     return WriteTask(work.final, work.root, work.plan.digest, staging, name, presumed)
 
@@ -69,13 +71,19 @@ class _Bench:
         self.n_users = 0
         self.closing: threading.Timer | None = None
         self._parsers = Parsers(_PARSERS)
-        self._stage = task.staging.open(Path(self.work.plan.source))
+        self.patience, self._told_retries = self._parsers.patience, 0
+        self._stage = task.staging.open(self.work.plan.source, self.patience)
         self._largest = max((shard.size for shard in self.work.plan.shards), default=0)
         self.reader = RowReader(self.work.plan, self._parsers, self._stage, presumed=task.presumed)
 
     def tidy(self) -> None:
         """Where scratch gets full, give back the copies that are not in use: other workers here need room too."""
         self._stage.give_back(4 * self._largest)
+
+    def new_retries(self) -> int:
+        """Reads that were tried again since this was asked last."""
+        told, self._told_retries = self._told_retries, self.patience.n_retries
+        return self._told_retries - told
 
     def close(self) -> None:
         if self.closing is not None:

@@ -9,6 +9,7 @@ umask gives.
                    shards.parquet its shards, in row order                receipts/  I.json, one a partition
                    rejected.json  shards the survey left out              problems/  I.json, bad shards met
                    asked          made anew by each --init: the youngest is the work that --partition is about
+                   base/ leaving.* old/  of work that appends to a dataset: see `appending`
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tsclust_ooc import columns, files, records
-from tsclust_ooc.dataset import work_folders
+from tsclust_ooc import files, records
+from tsclust_ooc.dataset import SHARDS, read_shards, shard_table, work_folders
 from tsclust_ooc.errors import BadInput, TryAgain, UsageError
 from tsclust_ooc.files import FileEntry
 from tsclust_ooc.plan import Partition, Plan
-from tsclust_ooc.shards.schema import Problem, Shard
+from tsclust_ooc.shards.schema import Problem
 from tsclust_ooc.store import make_dirs
 from tsclust_ooc.units import plural
 
-WORK_VERSION = 2
+WORK_VERSION = 3
 _ASKED = "asked"
 PASSING = ("unreadable", "unstable", "timeout")
 """Codes of problems that the next run may not meet: the disk, the network or a writer did them, not the content."""
@@ -109,7 +110,7 @@ def noticing_others(root: Path) -> Iterator[None]:
 
 def work_root(final: Path, plan: Plan) -> Path:
     """Where the work for `plan` lies: beside the final name, on the same filesystem."""
-    return files.work_name(final, plan.digest)
+    return files.work_name(final, records.digest([plan.digest, plan.base]) if plan.base else plan.digest)
 
 
 def known_bad(final: Path) -> Callable[[str, int, int], Problem | None]:
@@ -245,7 +246,7 @@ def receipt_of(work: Work, partition: Partition) -> Receipt | None:
 
 def save_plan(work: Work) -> None:
     """Write the plan and its shards; the plan last, it says that the directory is ready."""
-    files.write_atomic(work.root / "shards.parquet", parquet_bytes(_shard_table(work.plan.shards)))
+    files.write_atomic(work.root / SHARDS, parquet_bytes(shard_table(work.plan.shards)))
     records.save(work.root / "plan.json", work.plan, WORK_VERSION)
 
 
@@ -256,20 +257,7 @@ def parquet_bytes(table: pa.Table) -> bytes:
     return buffer.getvalue()
 
 
-def _shard_table(shards: Sequence[Shard]) -> pa.Table:
-    return columns.table({
-        "path": columns.text([records.path_to_text(s.path) for s in shards]),
-        "split": columns.text([s.split for s in shards]),
-        "size": columns.numbers([s.size for s in shards]),
-        "mtime_ns": columns.numbers([s.mtime_ns for s in shards]),
-        "n_samples": columns.numbers([s.n_samples for s in shards]),
-    })  # fmt: skip
-
-
 def load_plan(root: Path) -> Plan:
     """The plan of a work directory, with its shards."""
     plan = records.load(root / "plan.json", Plan, WORK_VERSION)
-    with (root / "shards.parquet").open("rb") as file:  # pyarrow would not say in its error which file is gone
-        told = pq.ParquetFile(file).read().to_pydict()  # pq.read_table would import pandas
-    paths = [records.text_to_path(path) for path in told.pop("path")]
-    return replace(plan, shards=tuple(map(Shard, paths, *told.values())))
+    return replace(plan, shards=read_shards(root / SHARDS))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -13,15 +14,17 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TextIO, TypeVar
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from tsclust_ooc import provenance, records
 from tsclust_ooc.cli.escaping import clean
-from tsclust_ooc.errors import CannotWrite, TsclustError
+from tsclust_ooc.errors import CannotWrite, TsclustError, UsageError
+from tsclust_ooc.remote import is_url, plain_path, shown
 from tsclust_ooc.units import format_bytes, format_count, format_seconds
 
+_URL_AS_PATH, _AS_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(?=[^/])"), r"\1://"
 _MINUTE = 60.0
 
 
@@ -133,15 +136,38 @@ def _naming_files() -> Iterator[None]:
         ) from error
 
 
+def _as_place(_: Any, tokens: Sequence[Token]) -> str | Path:
+    text = plain_path(tokens[0].value)
+    return text if is_url(text) else Path(text)
+
+
+Place = Annotated[str | Path, Parameter(converter=_as_place, n_tokens=1)]
+"""An argument that is a path, or a URL as text."""
+
+
+def expand_place(place: str | Path) -> str | Path:
+    """A path expanded; a URL as it is."""
+    return place if isinstance(place, str) and is_url(place) else expand(place)
+
+
 def expand(path: str | Path) -> Path:
-    """A path argument with ~ and $VARS expanded."""
+    """A path argument with ~ and $VARS expanded; UsageError for a URL, which has one slash as a Path."""
+    if _URL_AS_PATH.match(str(path)):
+        raise UsageError(
+            f"{shown(_URL_AS_PATH.sub(_AS_URL, str(path)))} is a URL, and this takes a path of this machine. Copy what "
+            "is there first, for instance by 'aws s3 sync'; zarr, dask and xarray open a dataset where it is."
+        )
     return Path(os.path.expandvars(os.path.expanduser(path)))  # a ~user nobody knows is left as it is
 
 
 def expanded(options: Options) -> Options:
     """Options with every path in them expanded."""
     given = {field.name: getattr(options, field.name) for field in fields(options)}
-    paths = {name: expand(value) for name, value in given.items() if isinstance(value, Path)}
+    paths: dict[str, Any] = {name: expand(value) for name, value in given.items() if isinstance(value, Path)}
+    paths |= {
+        name: tuple(map(expand, value)) for name, value in given.items()
+        if isinstance(value, tuple) and value and isinstance(value[0], Path)
+    }  # fmt: skip
     nested = {name: expanded(value) for name, value in given.items() if is_dataclass(value)}
     return replace(options, **paths, **nested)
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import numpy as np
 from cyclopts import Parameter
 
-from tsclust_ooc.cli.console import Output, OutputOptions, Session, expand, expanded, session
+from tsclust_ooc.cli.console import Output, OutputOptions, Place, Session, expand_place, expanded, session
 from tsclust_ooc.errors import UsageError
 from tsclust_ooc.pipeline import arrays
 from tsclust_ooc.pipeline.arrays import Initialized, PartitionWritten
@@ -52,8 +52,8 @@ _WHOLE = Step()
 
 
 def consolidate(
-    source: Path,
-    dataset: Path,
+    source: Place,
+    dataset: Place,
     /,
     *,
     options: Annotated[ConsolidateOptions, Parameter(name="*")] = DEFAULTS,
@@ -65,18 +65,19 @@ def consolidate(
     Parameters
     ----------
     source
-        Folder of shards (train/, val/, test/ become splits), or one HDF5 file. Never modified.
+        Folder of shards (train/, val/, test/ become splits), one HDF5 file, or a text file (.txt, .list) with a path a
+        line; or the URL of a folder of an object store, like s3://bucket/folder. Never modified.
     dataset
-        Directory to publish; it appears when it is complete.
+        Directory to publish; it appears when it is complete. Or a URL: the dataset is made on scratch, then sent there.
     """
     options = expanded(options)
     with session(output) as show:
-        done = _run(expand(source), expand(dataset), options, step, show)
-        show.result(done, _lines(done))
+        done = _run(expand_place(source), expand_place(dataset), options, step, show)
+        show.result(done, _lines(done, append=options.append))
 
 
 def _run(
-    source: Path, dataset: Path, options: ConsolidateOptions, step: Step, show: Session
+    source: str | Path, dataset: str | Path, options: ConsolidateOptions, step: Step, show: Session
 ) -> Consolidated | DryRun | Initialized | PartitionWritten:
     if step.init:
         return arrays.init(source, dataset, options, show, one_based=step.one_based)
@@ -87,25 +88,33 @@ def _run(
     return run(source, dataset, options, show)
 
 
-def _lines(done: Consolidated | DryRun | Initialized | PartitionWritten) -> list[str]:
+def _lines(done: Consolidated | DryRun | Initialized | PartitionWritten, *, append: bool) -> list[str]:
     match done:
         case DryRun():
-            return _plan_lines(done)
+            return _plan_lines(done, append=append)
         case Initialized():
-            return _init_lines(done)
+            return _init_lines(done, append=append)
         case PartitionWritten():
             return [_partition_line(done)]
         case _:
-            return _published_lines(done)
+            return _published_lines(done, append=append)
 
 
-def _published_lines(done: Consolidated) -> list[str]:
+def _published_lines(done: Consolidated, *, append: bool) -> list[str]:
     left_out = f" · {plural(done.n_rejected, 'shard')} left out (rejected.json)" if done.n_rejected else ""
     dtype = np.dtype(done.dtype).name
     what = f"{plural(done.n_samples, 'sample')} {done.item_shape} {dtype} · {plural(done.n_chunks, 'chunk')}"
     splits = ", ".join(f"{name} {format_count(n)}" for name, n in done.splits.items())
+    if done.reused and append:
+        return [f"{done.dataset} has all good shards of the source already: {what}. Nothing to append."]
     if done.reused:
         return [f"{done.dataset} is there already, made from these shards and options: {what}. Nothing to do."]
+    if done.n_appended_shards:
+        new = f"{plural(done.n_appended, 'sample')} of {plural(done.n_appended_shards, 'shard')}"
+        return [
+            f"appended {new} to {done.dataset}   (now {what} · {format_bytes(done.bytes)}{left_out})",
+            f"  {splits}   {format_seconds(done.seconds)}, peak {format_bytes(done.peak_bytes)}",
+        ]
     return [
         f"published {done.dataset}   {what} · {format_bytes(done.bytes)}{left_out}",
         f"  {splits}   {format_seconds(done.seconds)}, peak {format_bytes(done.peak_bytes)}",
@@ -113,20 +122,28 @@ def _published_lines(done: Consolidated) -> list[str]:
     ]
 
 
-def _plan_lines(plan: DryRun) -> list[str]:
+def _plan_lines(plan: DryRun, *, append: bool) -> list[str]:
+    if append and not (plan.n_appended_shards or plan.n_new_partitions):
+        return [f"would append nothing to {plan.dataset}: it has all good shards of the source already"]
+    n_kept = plan.n_partitions - plan.n_new_partitions
+    kept = f" ({format_count(n_kept)} of them there already)" if n_kept else ""
+    new = f"{plural(plan.n_appended, 'sample')} of {plural(plan.n_appended_shards, 'shard')}"
     return [
+        *([f"would append {new} to {plan.dataset}"] if plan.n_appended_shards else []),
         f"would publish {plan.dataset}   {plural(plan.n_samples, 'sample')} of {plural(plan.n_shards, 'shard')}, "
         f"{plural(plan.n_rejected, 'problem')}",
-        f"  {plural(plan.n_partitions, 'partition')}, {plural(plan.n_chunks, 'chunk')}, "
+        f"  {plural(plan.n_partitions, 'partition')}{kept}, {plural(plan.n_chunks, 'chunk')}, "
         f"{format_bytes(plan.disk_bytes)} on disk, at most {format_bytes(plan.memory_bytes)} of memory "
         f"with {plural(plan.n_workers, 'worker')}",
     ]
 
 
-def _init_lines(done: Initialized) -> list[str]:
+def _init_lines(done: Initialized, *, append: bool) -> list[str]:
     what = f"{plural(done.n_samples, 'sample')} of {plural(done.n_shards, 'shard')}"
     if done.reused:
-        return [f"{done.dataset} is there already, made from these shards and options: {what}. Nothing to do."]
+        made = "is there already, made from these shards and options"
+        made = "has all good shards of the source already" if append else made
+        return [f"{done.dataset} {made}: {what}. Nothing to do."]
     kept = done.n_partitions - done.n_pending
     written = f", {format_count(kept)} of them written already" if kept else ""
     each, last = done.commands

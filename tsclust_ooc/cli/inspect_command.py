@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import Annotated
 
 import numpy as np
 from cyclopts import Parameter
 
 from tsclust_ooc.census import Distribution
-from tsclust_ooc.cli.console import Output, OutputOptions, expand, session, table
+from tsclust_ooc.cli.console import Output, OutputOptions, Place, expand, expand_place, session, table
 from tsclust_ooc.pipeline.examining import Copies, Duplicates, Examination, SplitContent
 from tsclust_ooc.pipeline.looking import Inspection, InspectOptions
 from tsclust_ooc.pipeline.looking import inspect as look
@@ -23,7 +23,7 @@ _ALIKE = 4  # sizes that are listed one by one; of more the range tells as much
 
 
 def inspect(
-    source: Path,
+    source: Place,
     /,
     *,
     options: Annotated[InspectOptions, Parameter(name="*")] = InspectOptions(),
@@ -34,11 +34,13 @@ def inspect(
     Parameters
     ----------
     source
-        Folder of shards (searched with its sub-folders), or one HDF5 file.
+        Folder of shards (searched with its sub-folders), one HDF5 file, or a text file (.txt, .list) with a path a
+        line: shards or folders, relative to the file's own folder; their order means nothing. Or a URL, like
+        s3://bucket/folder.
     """
     began = time.perf_counter()
     with session(output) as show:
-        found = look(expand(source), options, show)
+        found = look(expand_place(source), replace(options, also=tuple(map(expand, options.also))), show)
         show.result(found, lines(found, time.perf_counter() - began))
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from tsclust_ooc.cli.console import Output, OutputOptions, expand, session, table
+from tsclust_ooc.cli.console import Output, OutputOptions, Place, expand_place, session, table
 from tsclust_ooc.pipeline.progressing import FRESH_SECONDS, InWork, PublishedThing, Status
 from tsclust_ooc.pipeline.progressing import status as look
 from tsclust_ooc.units import format_bytes, format_count, format_seconds, plural
@@ -13,7 +11,7 @@ _SHOWN_PROBLEMS = 20
 
 
 def status(
-    name: Path,
+    name: Place,
     /,
     *,
     output: Output = OutputOptions(),
@@ -23,10 +21,11 @@ def status(
     Parameters
     ----------
     name
-        The name of a dataset, run or matrix of distances, as its command was given it. From any node.
+        The name of a dataset, run or matrix of distances, as its command was given it; also a dataset's URL. From any
+        node.
     """
     with session(output) as show:
-        found = look(expand(name))
+        found = look(expand_place(name))
         show.result(found, _lines(found))
 
 

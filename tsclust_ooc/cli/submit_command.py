@@ -15,6 +15,7 @@ from tsclust_ooc.cli.console import Output, OutputOptions, expand, session
 from tsclust_ooc.errors import UsageError
 from tsclust_ooc.pipeline.submitting import DEFAULTS, SubmitOptions, Submitted, Task, enter
 from tsclust_ooc.pipeline.submitting import submit as run_submit
+from tsclust_ooc.remote import is_url, shown
 from tsclust_ooc.runtime import Jobs
 from tsclust_ooc.submission import BATCHES
 from tsclust_ooc.units import plural
@@ -118,6 +119,8 @@ def _option(names: tuple[str, ...], negatives: tuple[str, ...], name: str, value
 
 
 def _text(name: str, value: Any) -> str:
+    if is_url(value) and shown(value) != value.rstrip("/"):
+        raise UsageError(f"{shown(value)} was given with a password or a token, which no file of a job may hold.")
     if not isinstance(value, Path):
         return str(value)
     return str(value) if name in _IN_THE_JOB and "$" in str(value) else str(_absolute(value))

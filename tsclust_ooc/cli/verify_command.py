@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tsclust_ooc.cli.console import Output, OutputOptions, expand, session
-from tsclust_ooc.errors import BadInput
+from tsclust_ooc.cli.console import Output, OutputOptions, Place, expand, expand_place, session
+from tsclust_ooc.errors import BadInput, UsageError
 from tsclust_ooc.pipeline.verifying import verify as check
 from tsclust_ooc.units import format_bytes, plural
 
@@ -16,7 +16,8 @@ def verify(
     dataset: Path,
     /,
     *,
-    against: Path | None = None,
+    against: Place | None = None,
+    also: tuple[Path, ...] = (),
     workers: int | None = None,
     output: Output = OutputOptions(),
 ) -> None:
@@ -27,12 +28,17 @@ def verify(
     dataset
         A published dataset.
     against
-        The source it was made from (or a copy of it).
+        The source it was made from (or a copy of it): a folder, one file, a text file with a path a line, or a URL.
+    also
+        A further source that it was made from; give it once for each.
     workers
         Threads that read. Default: the cores of this job.
     """
     with session(output) as show:
-        found = check(expand(dataset), None if against is None else expand(against), show, workers=workers)
+        if also and against is None:
+            raise UsageError("--also is a further source. Give the first one with --against.")
+        sources = None if against is None else [expand_place(against), *map(expand, also)]
+        found = check(expand(dataset), sources, show, workers=workers)
         if found.damage:
             shown = [f"  {d.file}   {d.what}" for d in found.damage[:_SHOWN]]
             more = len(found.damage) - len(shown)

@@ -20,31 +20,34 @@ from tsclust_ooc import work as work_dir
 from tsclust_ooc.budget import BASE_BYTES
 from tsclust_ooc.dataset import MANIFEST_VERSION, REJECTED, Manifest, Rejected, read_manifest
 from tsclust_ooc.errors import BadInput, TryAgain, UsageError
+from tsclust_ooc.pipeline import origins
 from tsclust_ooc.pipeline.consolidating import (
     DEFAULTS,
     Consolidated,
     ConsolidateOptions,
     Consolidation,
-    bad_shards,
     check_ours,
     check_places,
-    leave_out,
-    places,
-    problem_lines,
-    result,
+    gathered,
+    place_of,
 )
+from tsclust_ooc.pipeline.origins import Origin
+from tsclust_ooc.pipeline.outcomes import result
+from tsclust_ooc.pipeline.problems import bad_shards, leave_out, problem_lines
 from tsclust_ooc.pipeline.session import session
 from tsclust_ooc.plan import Partition, Plan
 from tsclust_ooc.progress import Listener, silent
 from tsclust_ooc.provenance import Meter
 from tsclust_ooc.reading import RowReader
+from tsclust_ooc.remote import Remote
+from tsclust_ooc.shards.listing import is_list
 from tsclust_ooc.shards.parsers import Parsers
 from tsclust_ooc.shards.schema import Problem
-from tsclust_ooc.staging import Staging
 from tsclust_ooc.units import plural
 from tsclust_ooc.work import BadShard, Work
 
 _SHOWN_PARTITIONS = 10
+_STEPS = "--init, --partition and --finalize"
 _MEND = "Mend them and begin again with --init, or leave them out: --finalize --on-bad skip"
 
 
@@ -91,7 +94,7 @@ class PartitionWritten:
 
 
 def init(
-    source: str | Path,
+    source: str | Path | Sequence[str | Path],
     dataset: str | Path,
     options: ConsolidateOptions = DEFAULTS,
     listener: Listener = silent,
@@ -105,7 +108,8 @@ def init(
     Raises CannotWrite when something else lies at `dataset` or the disk is too small, TryAgain when another process
     is consolidating to `dataset`.
     """
-    given, final = places(source, dataset)
+    given, options = gathered(source, options)
+    final = place_of(dataset, _STEPS)
     _refuse_dry_run(options)
     check_places(given, final, options)
     with session(final, "consolidate", "consolidated", options, listener) as held:
@@ -123,7 +127,7 @@ def init(
 
 
 def write_partition(
-    source: str | Path,
+    source: str | Path | Sequence[str | Path],
     dataset: str | Path,
     number: int,
     options: ConsolidateOptions = DEFAULTS,
@@ -145,7 +149,8 @@ def write_partition(
     TryAgain
         Another process took the work away.
     """
-    given, final = places(source, dataset)
+    given, options = gathered(source, options)
+    final = place_of(dataset, _STEPS)
     _refuse_dry_run(options)
     with Meter() as meter:
         found = _find(given, final, options)
@@ -156,7 +161,7 @@ def write_partition(
         if work_dir.receipt_of(found, one) is not None:
             return done(reused=True)
         try:
-            bad = _write(found, one, options)
+            bad = _write(given, found, one, options)
         except work_dir.Superseded:
             work_on.join_or_fail(final, found.plan)
             return _written(final, number, 0, None, meter, reused=True)
@@ -166,7 +171,7 @@ def write_partition(
 
 
 def finalize(
-    source: str | Path,
+    source: str | Path | Sequence[str | Path],
     dataset: str | Path,
     options: ConsolidateOptions = DEFAULTS,
     listener: Listener = silent,
@@ -186,7 +191,8 @@ def finalize(
     BadInput
         `init` has not run.
     """
-    given, final = places(source, dataset)
+    given, options = gathered(source, options)
+    final = place_of(dataset, _STEPS)
     _refuse_dry_run(options)
     if options.overwrite:
         check_ours(final)
@@ -196,7 +202,7 @@ def finalize(
     with session(final, "consolidate", "consolidated", enough, listener) as held, parsers:
         if isinstance(found, Manifest):
             files.sweep(final.parent, final.name)
-            return result(found, final, held.meter, dashboard="", reused=True)
+            return result(found, final, held.meter, dashboard="")
         job = Consolidation(held, given, parsers)
         try:
             return _finalize(job, found, one_based=one_based)
@@ -215,8 +221,8 @@ def _finalize(job: Consolidation, work: Work, *, one_based: bool) -> Consolidate
     not_run = [index + one_based for index, some in bad.items() if not some]
     if not_run:
         raise _not_run(job.source, work, not_run, found)
-    if job.options.on_bad == "fail" and (problems or found):
-        raise bad_shards(job.source, work.plan, [*problems, *found], _MEND)
+    if job.options.on_bad == "fail" and (blamed := job.blamed(work.plan, [*problems, *found])):
+        raise bad_shards(job.source, work.plan, blamed, _MEND)
     if not found:
         job.check_free(work.plan)
         return job.publish(work)
@@ -224,12 +230,12 @@ def _finalize(job: Consolidation, work: Work, *, one_based: bool) -> Consolidate
     manifest = None if job.options.overwrite else work_on.published(work.final, plan)
     if manifest is not None:
         return job.there_already(manifest)
-    job.check_free()
+    job.check_free(plan)
     job.listener.say(f"leaving out {plural(len(found), 'bad shard')}: writing anew what that changes")
     return job.finish(plan, problems)
 
 
-def _not_run(source: Path, work: Work, numbers: Sequence[int], bad: Sequence[Problem]) -> TryAgain:
+def _not_run(source: Origin, work: Work, numbers: Sequence[int], bad: Sequence[Problem]) -> TryAgain:
     shown = ", ".join(map(str, numbers[:_SHOWN_PARTITIONS])) + (", ..." if len(numbers) > _SHOWN_PARTITIONS else "")
     met = f"\nThe others met {plural(len(bad), 'bad shard')}:\n" + "\n".join(problem_lines(source, bad)) if bad else ""
     return TryAgain(
@@ -238,15 +244,15 @@ def _not_run(source: Path, work: Work, numbers: Sequence[int], bad: Sequence[Pro
     )
 
 
-def _write(work: Work, one: Partition, options: ConsolidateOptions) -> tuple[BadShard, ...]:
+def _write(given: Origin, work: Work, one: Partition, options: ConsolidateOptions) -> tuple[BadShard, ...]:
     if options.memory is not None:
         budget.resolve(options.memory, 1).workers_that_fit(_array_bytes(work.plan), "a partition")
-    staging = Staging(options.stage, asked=options.scratch)
-    with Parsers(1) as parsers, staging.open(Path(work.plan.source)) as stage:
+    staging = origins.staging_for(given, options.stage, asked=options.scratch)
+    with Parsers(1) as parsers, staging.open(work.plan.source, parsers.patience) as stage:
         return work_on.write_partition(work, RowReader(work.plan, parsers, stage), one).bad
 
 
-def _find(given: Path, final: Path, options: ConsolidateOptions) -> Work | Manifest:
+def _find(given: Origin, final: Path, options: ConsolidateOptions) -> Work | Manifest:
     """The work that `init` made for `final`, or the dataset where it is published already."""
     complaint = partial(_complaint, given, final, options)
     try:
@@ -263,27 +269,27 @@ def _find(given: Path, final: Path, options: ConsolidateOptions) -> Work | Manif
         raise
 
 
-def _complaint(given: Path, final: Path, options: ConsolidateOptions, made: Plan | Manifest) -> str:
+def _complaint(given: Origin, final: Path, options: ConsolidateOptions, made: Plan | Manifest) -> str:
     """What of the source and the options given now is not what a plan was made from, '' if nothing; unset ones fit."""
-    source, here = os.path.realpath(made.source), os.path.realpath(given)
-    if here != source and (given.is_dir() or os.path.dirname(here) != source):
+    appends = options.append or (isinstance(made, Plan) and made.base is not None)
+    same = origins.is_source(made.source, given, options.also)
+    if not (same or (appends and _all_below(made.source, given, options.also))):
         return f"{final} was initialized from {made.source}, not from {given}. Give that source, or run --init again."
-    chunk_bytes = None if options.chunk_bytes is None else options.plan_options().chunk_bytes
-    for flag, now, then in (
-        ("chunk-bytes", chunk_bytes, made.options.chunk_bytes),
-        ("compress", options.compress, made.options.codec or "no codec"),
-        ("layout", options.layout, made.schema.layout),
-        ("key", options.key, made.schema.key),
-        ("feature-axis", options.feature_axis, made.schema.feature_axis),
-        ("ids", options.ids, made.schema.ids),
-        ("stride", options.stride, made.options.stride),
-    ):
-        if now is not None and now != then:
-            return (
-                f"--{flag} {now}: {final} was initialized with {then}. Give every step the same options, or leave "
-                f"--{flag} to --init; or run --init again."
-            )
-    return ""
+    if (other := options.differing(made.schema, made.options)) is None:
+        return ""
+    flag, now, then = other
+    return (
+        f"--{flag} {now}: {final} was initialized with {then}. Give every step the same options, or leave "
+        f"--{flag} to --init; or run --init again."
+    )
+
+
+def _all_below(root: str, given: Origin, also: Sequence[Path]) -> bool:
+    """Whether an append may be of these: they lie in the source of the dataset, or are lists, which are not read."""
+    if isinstance(given, Remote):
+        return str(given).startswith(f"{root}/")
+    top = Path(os.path.realpath(root))
+    return all(is_list(one) or Path(os.path.realpath(one)).is_relative_to(top) for one in (given, *also))
 
 
 def _numbered(plan: Plan, number: int, *, one_based: bool) -> Partition:
@@ -305,7 +311,7 @@ def _written(
 
 
 def _initialized(
-    given: Path, work: Work, problems: Sequence[Problem], options: ConsolidateOptions, listener: Listener, *,
+    given: Origin, work: Work, problems: Sequence[Problem], options: ConsolidateOptions, listener: Listener, *,
     one_based: bool,
 ) -> Initialized:  # fmt: skip
     if problems:
@@ -360,9 +366,10 @@ def _ranges(numbers: Sequence[int]) -> str:
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
 
 
-def _commands(given: Path, final: Path, options: ConsolidateOptions, *, one_based: bool) -> Iterator[str]:
+def _commands(given: Origin, final: Path, options: ConsolidateOptions, *, one_based: bool) -> Iterator[str]:
     """The command lines of the next steps, for any working directory."""
-    words = ["tsclust", "consolidate", str(given.absolute()), str(final), *_flags(options)]
+    options = replace(options, also=tuple(one.absolute() for one in options.also))
+    words = ["tsclust", "consolidate", origins.spelled(given), str(final), *_flags(options)]
     words += ["--one-based"] if one_based else []
     yield f"{shlex.join(words)} --partition I"
     yield f"{shlex.join(words)} --finalize"

@@ -3,145 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 from tsclust_ooc import budget
 from tsclust_ooc import consolidate as work_on
 from tsclust_ooc import work as work_dir
-from tsclust_ooc.budget import Budget
 from tsclust_ooc.dataset import Manifest, read_manifest, read_rejected, work_folders
 from tsclust_ooc.errors import BadInput, CannotWrite, UsageError
-from tsclust_ooc.pipeline.options import ComputeOptions
+from tsclust_ooc.mirror import Mirror
+from tsclust_ooc.pipeline import extending, origins, sending
+from tsclust_ooc.pipeline.consolidate_options import DEFAULTS as DEFAULTS
+from tsclust_ooc.pipeline.consolidate_options import ConsolidateOptions as ConsolidateOptions
+from tsclust_ooc.pipeline.consolidate_options import gathered as gathered
+from tsclust_ooc.pipeline.consolidate_options import wanted
+from tsclust_ooc.pipeline.extending import Addition
+from tsclust_ooc.pipeline.fitting import process_bytes, workers_for
+from tsclust_ooc.pipeline.origins import Origin
+from tsclust_ooc.pipeline.outcomes import Consolidated as Consolidated
+from tsclust_ooc.pipeline.outcomes import DryRun as DryRun
+from tsclust_ooc.pipeline.outcomes import new_in, result
+from tsclust_ooc.pipeline.problems import BadShards as BadShards
+from tsclust_ooc.pipeline.problems import bad_shards, leave_out
 from tsclust_ooc.pipeline.session import Session, check_apart, session
-from tsclust_ooc.plan import DEFAULT_CHUNK_BYTES, Options, Partition, Plan, make_plan
+from tsclust_ooc.plan import Partition, Plan, make_plan
 from tsclust_ooc.progress import Listener, silent
 from tsclust_ooc.provenance import Meter
 from tsclust_ooc.reading import RowReader, Unproven
-from tsclust_ooc.runtime import LEAST_WORKER_BYTES
+from tsclust_ooc.remote import Remote, is_url, plain_path, shown
+from tsclust_ooc.shards.listing import Listing
 from tsclust_ooc.shards.parsers import Parsers
-from tsclust_ooc.shards.schema import Problem, natural_key
+from tsclust_ooc.shards.schema import Problem, Schema
+from tsclust_ooc.shards.splits import splitter
 from tsclust_ooc.shards.survey import KnownBad, Survey, survey
-from tsclust_ooc.staging import MODES, Stage, Staging
+from tsclust_ooc.staging import Stage, Staging
 from tsclust_ooc.tasks import write_task
-from tsclust_ooc.units import format_count, parse_bytes, plural
-
-_SHOWN_PROBLEMS = 100
-_READERS_A_CORE = 4  # reads wait for the disk or the network, and only one thread at a time runs Python
-_MEND = "Mend them and run the same command again, or leave them out: --on-bad skip"
-
-
-@dataclass(frozen=True)
-class ConsolidateOptions(ComputeOptions):
-    """Options of consolidate.
-
-    Attributes
-    ----------
-    layout
-        How datasets map to samples: item-per-file, rows-per-file or dataset-per-item. Default: guessed.
-    key
-        Name of the dataset that holds the vectors. Default: guessed.
-    feature_axis
-        Which axis of a stored sample is the feature: last, or first for (feature, variable) samples, which are turned
-        while they are written. Default: guessed, the longer.
-    ids
-        Name of the dataset that names the samples of a shard, one string or integer each; '' for none. Default:
-        guessed.
-    stride
-        Keep each N-th sample of a split: neighbouring windows overlap. Default: 1, all of them.
-    on_bad
-        What to do about bad shards: 'fail' (do all the work, name them all, publish nothing, exit 65) or 'skip'
-        (publish without them, recorded in rejected.json).
-    dry_run
-        Survey and plan only: partitions, memory and disk needed.
-    stage
-        Copy shards to node-local scratch before reading: 'auto' (large ones on a network filesystem), 'always'
-        or 'never'.
-    compress
-        Codec for chunks: zstd or blosc-lz4. Default: none (embeddings shrink 7 % and read at half the speed).
-    chunk_bytes
-        Bytes of one chunk, like 16MiB. Default: 16MiB.
-    """
-
-    layout: str | None = None
-    key: str | None = None
-    feature_axis: str | None = None
-    ids: str | None = None
-    stride: int | None = None
-    on_bad: str = "fail"
-    dry_run: bool = False
-    stage: str = "auto"
-    compress: str | None = None
-    chunk_bytes: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.on_bad not in ("fail", "skip"):
-            raise UsageError(f"--on-bad {self.on_bad} is not known. Use fail or skip.")
-        if self.stage not in MODES:
-            raise UsageError(f"--stage {self.stage} is not known. Use one of: {', '.join(MODES)}.")
-
-    def plan_options(self) -> Options:
-        """The options that change the bytes of the dataset."""
-        size = DEFAULT_CHUNK_BYTES if self.chunk_bytes is None else parse_bytes(self.chunk_bytes)
-        return Options(size, self.compress or "", 1 if self.stride is None else self.stride)
-
-
-DEFAULTS = ConsolidateOptions()
-
-
-@dataclass(frozen=True)
-class Consolidated:
-    """Result of consolidate. `reused`: the dataset was there already, made from these very shards and options."""
-
-    dataset: str
-    n_shards: int
-    n_samples: int
-    n_rejected: int
-    bytes: int
-    n_chunks: int
-    item_shape: tuple[int, ...]
-    dtype: str
-    splits: dict[str, int]
-    seconds: float
-    peak_bytes: int
-    dashboard: str
-    digest: str
-    reused: bool
-
-
-@dataclass(frozen=True)
-class DryRun:
-    """What consolidate would do: partitions, chunks, bytes of disk and of memory here, with how many workers."""
-
-    dataset: str
-    n_shards: int
-    n_samples: int
-    n_rejected: int
-    n_partitions: int
-    n_chunks: int
-    disk_bytes: int
-    memory_bytes: int
-    n_workers: int
-
-
-class BadShards(BadInput):
-    """Shards that cannot be used; `problems` has them all."""
-
-    def __init__(self, message: str, problems: Sequence[Problem]) -> None:
-        super().__init__(message)
-        self.problems = tuple(problems)
+from tsclust_ooc.units import plural
 
 
 def consolidate(
-    source: str | Path,
+    source: str | Path | Sequence[str | Path],
     dataset: str | Path,
     options: ConsolidateOptions = DEFAULTS,
     listener: Listener = silent,
 ) -> Consolidated | DryRun:
     """Make the dataset from the shards of `source`: survey, plan, write every partition, publish.
 
+    A source is a folder, one file, or a text file (.txt, .list) with a path a line; several are a sequence.
     Running it again after any interruption goes on where it stopped and gives the same bytes.
 
     Raises
@@ -151,15 +60,28 @@ def consolidate(
     CannotWrite
         Something else lies at `dataset`, or the disk or the memory budget is too small.
     TryAgain
-        Another process is consolidating to `dataset`.
+        Another process is consolidating to `dataset`, or has replaced it while shards were being appended.
     """
-    given, final = places(source, dataset)
+    given, options = gathered(source, options)
+    if is_url(there := plain_path(str(dataset))):
+        return sending.consolidate_to(there, options, listener, partial(_consolidate, given))
+    return _consolidate(given, Path(there).expanduser().absolute(), options, listener)
+
+
+def _consolidate(given: Origin, final: Path, options: ConsolidateOptions, listener: Listener) -> Consolidated | DryRun:
     check_places(given, final, options)
     if options.dry_run:
         limits = budget.resolve(options.memory, options.workers)
         held = Session(final, options, limits, Path(), Meter(), listener)  # nothing is held, and nothing written
-        with Parsers(budget.available_cores()) as parsers:
-            return _dry_run(survey_for(held, given, parsers), held)
+        with Parsers(budget.available_cores()) as parsers, held.closing:
+            if options.append and not _is_free(final):
+                found = addition_for(held, given, parsers)
+                planned = _dry_run(found.plan, len(found.problems), held)
+                if not found.n_new_shards:
+                    planned = replace(planned, n_partitions=0, n_new_partitions=0)
+                return replace(planned, n_changed=len(found.changed), n_vanished=len(found.vanished))
+            surveyed = survey_for(held, given, parsers, presume=isinstance(given, Remote))
+            return _dry_run(make_plan(surveyed, options.plan_options()), len(surveyed.problems), held)
     parsers = Parsers(budget.available_cores())
     with session(final, "consolidate", "consolidated", options, listener) as held, parsers:
         return Consolidation(held, given, parsers).run()
@@ -168,12 +90,15 @@ def consolidate(
 class Consolidation:
     """A consolidation at work: what a command holds meanwhile, its source, its parsers."""
 
-    def __init__(self, held: Session, source: Path, parsers: Parsers) -> None:
+    def __init__(self, held: Session, source: Origin, parsers: Parsers) -> None:
         assert isinstance(held.options, ConsolidateOptions)
         self.held, self.source, self.parsers, self.options = held, source, parsers, held.options
         self.final, self.listener = held.final, held.listener
         self.dashboard = ""
         self.presumed = False
+        self.addition: Addition | None = None
+        self.patience = parsers.patience
+        work_on.recover(held.final)
         self.known_bad = work_dir.known_bad(held.final)  # from before: a second survey knows no more than the first
 
     def run(self) -> Consolidated:
@@ -192,7 +117,7 @@ class Consolidation:
     def _may_presume(self) -> bool:
         """Whether each shard of the plan will be read now, so that what is presumed of it will be proven."""
         all_of_them = self.options.plan_options().stride == 1
-        return all_of_them and _is_free(self.final) and not work_folders(self.final)
+        return all_of_them and (self.options.append or _is_free(self.final)) and not work_folders(self.final)
 
     def look(self, *, presume: bool = False) -> tuple[Plan, tuple[Problem, ...], Manifest | None]:
         """The plan, the shards it leaves out, and the dataset if it is there already, made by just this plan.
@@ -201,6 +126,10 @@ class Consolidation:
 
         Raises BadShards when it is, and is not what `on_bad` asks for; CannotWrite when something else is there.
         """
+        if self.options.append and not _is_free(self.final):
+            return self._look_for_new(presume=presume)
+        if self.options.append:
+            self.listener.say(f"there is no {self.final} yet to append to: consolidating all of {self.source}")
         while True:
             found = survey_for(self.held, self.source, self.parsers, self.known_bad, presume=presume)
             self.presumed = found.n_presumed > 0
@@ -216,6 +145,21 @@ class Consolidation:
                 self.check_free()
             return plan, found.problems, manifest
 
+    def _look_for_new(self, *, presume: bool) -> tuple[Plan, tuple[Problem, ...], Manifest | None]:
+        """What `look` says of an append: the dataset, where there is nothing to append to it."""
+        self.addition = found = addition_for(self.held, self.source, self.parsers, self.known_bad, presume=presume)
+        self.presumed = found.n_presumed > 0
+        fails = found.changed and self.options.on_bad == "fail"
+        for line in extending.told(self.source, replace(found, changed=()) if fails else found):
+            self.listener.say(line)
+        if fails:
+            raise extending.changed_shards(self.final, self.source, found)
+        if found.n_new_shards:
+            return found.plan, found.problems, None
+        if self._fails(found.new_problems):
+            raise bad_shards(self.source, found.plan, found.new_problems)
+        return found.plan, found.problems, found.base.manifest
+
     def finish(self, plan: Plan, problems: Sequence[Problem]) -> Consolidated:
         """Write what is missing of a plan, and publish; without the shards that turn out bad, where those are skipped.
 
@@ -225,28 +169,44 @@ class Consolidation:
         while bad and self.options.on_bad == "skip" and not any(b.problem.code in work_dir.PASSING for b in bad):
             self.listener.say(f"{plural(len(bad), 'shard')} found bad while reading; planning again without them")
             plan, problems = leave_out(self.source, plan, problems, [b.problem for b in bad])
+            there = work_on.published(self.final, plan) if plan.base is not None else None
+            if there is not None:  # of what was new nothing is good
+                return self.there_already(there)
             bad = self._write(plan, problems)
-        everything = [*problems, *(b.problem for b in bad)]
+        everything = self.blamed(plan, [*problems, *(b.problem for b in bad)])
         if bad or self._fails(everything):
             raise bad_shards(self.source, plan, everything)
         return self.publish(work_dir.Work(self.final, work_dir.work_root(self.final, plan), plan))
 
     def publish(self, work: work_dir.Work) -> Consolidated:
         """Give written work its final name."""
+        if replaced := origins.changed(self.source, work.plan.shards, self.patience):
+            raise bad_shards(self.source, work.plan, replaced)
         try:
             seconds = round(self.held.meter.elapsed(), 3)
             manifest = work_on.finalize(work, replace_existing=self.options.overwrite, seconds=seconds)
         except work_dir.Superseded:
             return self.there_already(work_on.join_or_fail(self.final, work.plan))
-        return result(manifest, self.final, self.held.meter, dashboard=self.dashboard, reused=False)
+        return self._told(result(manifest, self.final, self.held.meter, dashboard=self.dashboard, plan=work.plan))
 
     def there_already(self, manifest: Manifest) -> Consolidated:
         """The dataset that somebody published before."""
         work_on.sweep(self.final)
-        return result(manifest, self.final, self.held.meter, dashboard=self.dashboard, reused=True)
+        return self._told(result(manifest, self.final, self.held.meter, dashboard=self.dashboard))
+
+    def _told(self, done: Consolidated) -> Consolidated:
+        """The result with what only this command knows."""
+        n_retries, found = self.patience.n_retries, self.addition
+        if n_retries:
+            self.listener.say(f"{plural(n_retries, 'read')} had to be tried again")
+        if found is None:
+            return replace(done, n_retries=n_retries)
+        return replace(done, n_retries=n_retries, n_changed=len(found.changed), n_vanished=len(found.vanished))
 
     def check_free(self, plan: Plan | None = None) -> None:
         """CannotWrite when there is something at the final name that is not to be replaced, nor made by `plan`."""
+        if plan is not None and plan.base is not None:
+            return  # what takes its place looks at what lies there
         ours = plan is not None and work_on.published(self.final, plan) is not None
         if not (ours or self.options.overwrite or _is_free(self.final)):
             raise CannotWrite(
@@ -254,11 +214,18 @@ class Consolidation:
                 "Use --overwrite to replace it, or choose another name."
             )
 
+    def blamed(self, plan: Plan, problems: Sequence[Problem]) -> list[Problem]:
+        """The problems that `on_bad` is about: of an append, not what the dataset left out before."""
+        if plan.base is None:
+            return list(problems)
+        known = {(problem.path, problem.code) for problem in read_rejected(self.final)}
+        return [problem for problem in problems if (problem.path, problem.code) not in known]
+
     def _fails(self, problems: Sequence[Problem]) -> bool:
         return bool(problems) and self.options.on_bad == "fail"
 
     def _write(self, plan: Plan, problems: Sequence[Problem]) -> list[work_dir.BadShard]:
-        n_workers = _workers(self.held, plan)
+        n_workers = workers_for(self.held, plan)
         try:
             work = work_on.init(self.final, plan, problems)
             return self._write_partitions(work, n_workers) if work_dir.pending(work) else []
@@ -267,20 +234,21 @@ class Consolidation:
             return []
 
     def _write_partitions(self, work: work_dir.Work, n_workers: int) -> list[work_dir.BadShard]:
-        here = Staging(self.options.stage, self.held.scratch)
+        here = origins.staging_for(self.source, self.options.stage, self.held.scratch)
         # The stage is closed last: that sweeps what worker processes left which were killed.
-        with here.open(self.source) as stage, self.held.runtime(n_workers) as runtime:
+        stage_here = self.held.stage_for(self.source, here, work.plan.source, self.patience)
+        with stage_here as stage, self.held.runtime(n_workers) as runtime:
             self.dashboard = runtime.dashboard
             return work_on.run(work, self._writer(work, here, stage), runtime.mapper, self._counting(work))
 
-    def _writer(self, work: work_dir.Work, here: Staging, stage: Stage) -> Callable[[Partition], work_on.Done]:
+    def _writer(self, work: work_dir.Work, here: Staging, stage: Stage | Mirror) -> Callable[[Partition], work_on.Done]:
         """What writes a partition: with the parsers and the stage here, or in another process with its own."""
         scheduler = self.options.scheduler
         if scheduler == "threads":
             return partial(
                 work_on.write_partition, work, RowReader(work.plan, self.parsers, stage, presumed=self.presumed)
             )
-        there = here if scheduler == "local" else Staging(here.mode, asked=self.options.scratch)
+        there = here if scheduler == "local" else replace(here, here=None, asked=self.options.scratch)
         return write_task(work, there, presumed=self.presumed)
 
     def _counting(self, work: work_dir.Work) -> Callable[[work_on.Done], None]:
@@ -292,21 +260,30 @@ class Consolidation:
         def on_done(done: work_on.Done) -> None:
             nonlocal done_rows
             done_rows += done.partition.stop - done.partition.start
+            self.patience.add(done.n_retries)
             self.listener.advance("write", done_rows * total // max(plan.n_rows, 1), total)
 
         return on_done
 
 
-def places(source: str | Path, dataset: str | Path) -> tuple[Path, Path]:
-    """Where a source and a dataset lie, ~ understood; the dataset's path absolute."""
-    return Path(source).expanduser(), Path(dataset).expanduser().absolute()
+def place_of(dataset: str | Path, steps: str) -> Path:
+    """The absolute path of a dataset that `steps` make, ~ understood; UsageError when it is a URL."""
+    there = plain_path(str(dataset))
+    if is_url(there):
+        raise UsageError(
+            f"{steps}: {shown(there)} is a URL, and steps share a directory. Give a shared one, or consolidate to the "
+            "URL by one command."
+        )
+    return Path(there).expanduser().absolute()
 
 
-def check_places(source: Path, final: Path, options: ConsolidateOptions) -> None:
+def check_places(source: Origin, final: Path, options: ConsolidateOptions) -> None:
     """BadInput, UsageError or CannotWrite for places that cannot be meant."""
-    if not source.exists():
-        raise BadInput(f"{source} is not there. Give a folder of .h5 shards, or one HDF5 file.")
-    check_apart(final, source)
+    for one in (source, *options.also):
+        origins.check_there(one)
+        if isinstance(one, Path):
+            check_apart(final, one)
+    splitter(options.split_pattern)
     if options.overwrite and not options.dry_run:
         check_ours(final)
 
@@ -324,58 +301,46 @@ def check_ours(final: Path) -> None:
         ) from error
 
 
-def leave_out(
-    source: Path, plan: Plan, problems: Sequence[Problem], bad: Sequence[Problem]
-) -> tuple[Plan, list[Problem]]:
-    """The plan without the shards that were found `bad`, and all that are left out, in the order of a survey."""
-    together = sorted([*problems, *bad], key=lambda problem: natural_key(problem.path))
-    smaller = work_on.without(plan, bad)
-    if not smaller.shards:
-        raise bad_shards(source, plan, together)
-    return smaller, together
-
-
-def result(manifest: Manifest, final: Path, meter: Meter, *, dashboard: str, reused: bool) -> Consolidated:
-    """What a command says of the dataset it published or found."""
-    return Consolidated(
-        dataset=str(final), n_shards=sum(s.n_shards for s in manifest.splits.values()),
-        n_samples=sum(s.shape[0] for s in manifest.splits.values()), n_rejected=manifest.n_rejected,
-        bytes=sum(entry.n_bytes for entry in manifest.files.values()),
-        n_chunks=sum("/c/" in name for name in manifest.files), item_shape=manifest.schema.item_shape,
-        dtype=manifest.schema.dtype, splits={name: s.shape[0] for name, s in manifest.splits.items()},
-        seconds=round(meter.elapsed(), 3), peak_bytes=meter.peak_bytes, dashboard=dashboard,
-        digest=manifest.digest, reused=reused,
-    )  # fmt: skip
-
-
-def bad_shards(source: Path, plan: Plan, problems: Sequence[Problem], next_step: str = _MEND) -> BadShards:
-    """The error that names bad shards, and says what to do when they are mended."""
-    return BadShards(
-        f"{plural(len(problems), 'bad shard')} in {source}; nothing was published, the work on the other "
-        f"{format_count(len(plan.shards))} is kept.\n" + "\n".join(problem_lines(source, problems)) + f"\n{next_step}",
-        problems,
-    )
-
-
-def problem_lines(source: Path, problems: Sequence[Problem]) -> list[str]:
-    """A line a bad shard, of the first hundred."""
-    lines = [f"  {ascii(p.path)[1:-1]}   {p.code}   {p.detail}" for p in islice(problems, _SHOWN_PROBLEMS)]
-    if len(problems) > _SHOWN_PROBLEMS:
-        lines.append(f"  ... and {len(problems) - _SHOWN_PROBLEMS:,} more: tsclust inspect {source} --json")
-    return lines
-
-
 def survey_for(
-    held: Session, given: Path, parsers: Parsers, known_bad: KnownBad | None = None, *, presume: bool = False
+    held: Session, given: Origin, parsers: Parsers, known_bad: KnownBad | None = None, *, presume: bool = False
 ) -> Survey:
     """The survey that a consolidation begins with: shards that an earlier one found bad are problems here."""
     options = held.options
     assert isinstance(options, ConsolidateOptions)
     parsers.warm_up()
     return survey(
-        given, parsers, layout=options.layout, key=options.key, feature_axis=options.feature_axis, ids=options.ids,
-        known_bad=known_bad or work_dir.known_bad(held.final), presume=presume, listener=held.listener,
+        _listed(held, given, parsers), parsers, wanted(options), presume=presume, listener=held.listener,
+        known_bad=known_bad or work_dir.known_bad(held.final), local=held.local_for(given, parsers.patience),
     )  # fmt: skip
+
+
+def _listed(held: Session, given: Origin, parsers: Parsers) -> Listing:
+    assert isinstance(held.options, ConsolidateOptions)
+    listing = origins.listed(given, held.options.also, parsers.patience)
+    for folder in () if isinstance(given, Remote) else listing.folders:  # also those that a list names
+        check_apart(held.final, Path(folder))
+    return listing
+
+
+def addition_for(
+    held: Session, given: Origin, parsers: Parsers, known_bad: KnownBad | None = None, *, presume: bool = False
+) -> Addition:
+    """What an append begins with, as `survey_for` for all other consolidations."""
+    options, final = held.options, held.final
+    assert isinstance(options, ConsolidateOptions)
+    manifest = read_manifest(final)
+    if (other := options.differing(manifest.schema, manifest.options)) is not None:
+        flag, now, then = other
+        raise UsageError(f"--{flag} {now}: {final} was made with {then}, and stays so. Leave --{flag} away to append.")
+    parsers.warm_up()
+
+    def look(listing: Listing, schema: Schema) -> Survey:
+        return survey(
+            listing, parsers, wanted(options), schema=schema, known_bad=known_bad or work_dir.known_bad(final),
+            presume=presume, listener=held.listener, local=held.local_for(given, parsers.patience),
+        )  # fmt: skip
+
+    return extending.look_for_new(final, _listed(held, given, parsers), options.split_pattern, look)
 
 
 def _is_free(final: Path) -> bool:
@@ -386,31 +351,14 @@ def _same_shards(a: Sequence[Problem], b: Sequence[Problem]) -> bool:
     return {problem.path for problem in a} == {problem.path for problem in b}
 
 
-def _workers(held: Session, plan: Plan) -> int:
-    """Workers: what was asked for, else a few threads a core or a process a core, as many as the memory holds."""
-    each = work_on.array_bytes(plan) + _process_bytes(held, plan)
-    if held.options.scheduler == "threads" and held.options.workers is None:
-        held = replace(held, limits=Budget(held.limits.memory_bytes, _READERS_A_CORE * budget.available_cores()))
-    fit = held.workers_that_fit(each, "consolidation")
-    here = held.options.scheduler in ("threads", "local")
-    return min(fit, max(1, len(plan.partitions))) if here else fit
-
-
-def _process_bytes(held: Session, plan: Plan) -> int:
-    """Bytes that a worker holds besides its arrays; nothing for a thread."""
-    if held.options.scheduler == "threads":
-        return 0
-    return work_on.plan_bytes(plan) + (LEAST_WORKER_BYTES if held.options.scheduler == "local" else 0)
-
-
-def _dry_run(found: Survey, held: Session) -> DryRun:
-    assert isinstance(held.options, ConsolidateOptions)
-    plan = make_plan(found, held.options.plan_options())
-    n_workers = _workers(held, plan)
+def _dry_run(plan: Plan, n_problems: int, held: Session) -> DryRun:
+    n_workers = workers_for(held, plan)
     here = n_workers if held.options.scheduler in ("threads", "local") else 0
     return DryRun(
-        dataset=str(held.final), n_shards=len(plan.shards), n_samples=plan.n_rows, n_rejected=len(found.problems),
-        n_partitions=len(plan.partitions), n_chunks=plan.n_chunks, disk_bytes=plan.disk_bytes,
-        memory_bytes=budget.BASE_BYTES + here * (work_on.array_bytes(plan) + _process_bytes(held, plan)),
-        n_workers=n_workers,
+        dataset=str(held.final), n_shards=len(plan.shards), n_samples=plan.n_rows, n_rejected=n_problems,
+        n_partitions=len(plan.partitions), n_chunks=plan.n_chunks, disk_bytes=plan.new_bytes,
+        memory_bytes=budget.BASE_BYTES + work_on.plan_bytes(plan)
+        + here * (work_on.array_bytes(plan) + process_bytes(held, plan)),
+        n_workers=n_workers, n_new_partitions=len(plan.partitions) - len(plan.committed),
+        n_appended=new_in(plan)[0], n_appended_shards=new_in(plan)[1],
     )  # fmt: skip

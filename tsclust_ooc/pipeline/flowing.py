@@ -49,6 +49,7 @@ _PLACES = ("source", "dataset")
 _NOT_FOR_ALL = ("overwrite",)  # after each interruption it would make everything again
 _NO_DATASET = ("dry_run",)  # what consolidate does instead of making one
 _NOT_FROM_OUTSIDE = ("run", "out", "to", "what")  # names of one section, which no variable can mean
+_TOLD = ("layout", "key", "feature_axis", "ids", "also", "split_pattern")  # what consolidate is told of the source
 
 
 @dataclass(frozen=True)
@@ -215,7 +216,7 @@ class _Reading:
             return {}
         ((table, _),) = self._tables("consolidate")
         told = table | self._changes("consolidate")
-        return {name: told[name] for name in ("layout", "key") if name in told}
+        return {name: told[name] for name in _TOLD if name in told}
 
     def _tables(self, name: str) -> list[tuple[Table, str]]:
         """The tables of a section, and how messages name them."""
@@ -289,7 +290,7 @@ def _check_places(steps: Sequence[Step]) -> None:
         for path in paths:
             if [p.resolve() for p in paths].count(path.resolve()) > 1:
                 raise UsageError(f"{path} is the place of two results. Give each a name of its own.")
-    given = {source for step in steps if (source := getattr(step, "source", None))}
+    given = {source for step in steps for source in _sources(step)}
     others = {*made, *(dataset for step in steps if (dataset := getattr(step, "dataset", None)))}
     for path in (*made, *copies):
         for place in (*given, *(other for other in others if other != path)):
@@ -299,11 +300,17 @@ def _check_places(steps: Sequence[Step]) -> None:
 def _check_there(steps: Sequence[Step]) -> None:
     """BadInput when something that no step makes is not there."""
     for step in steps:
-        source, truth = getattr(step, "source", None), getattr(getattr(step, "options", None), "truth", None)
-        if source is not None and not source.exists():
-            raise BadInput(f"{source} is not there. Give a folder of .h5 shards, or one HDF5 file: [flow] source")
+        truth = getattr(getattr(step, "options", None), "truth", None)
+        for source in _sources(step):
+            if not source.exists():
+                raise BadInput(f"{source} is not there. Give a folder of .h5 shards, or one HDF5 file: [flow] source")
         if truth is not None and not truth.is_file():
             raise BadInput(f"truth = {truth} is not there. Give a parquet file with split, sample_id and class.")
+
+
+def _sources(step: Step) -> tuple[Path, ...]:
+    source = getattr(step, "source", None)
+    return () if source is None else (source, *getattr(getattr(step, "options", None), "also", ()))
 
 
 def _bracketed(names: Iterable[str]) -> str:

@@ -8,23 +8,32 @@ Invariant: what `inspect` guesses is what consolidate guesses of the same source
 
 from __future__ import annotations
 
+import contextlib
 import shlex
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from tsclust_ooc import budget, census
 from tsclust_ooc.census import Distribution, Tally
+from tsclust_ooc.mirror import Mirror
+from tsclust_ooc.pipeline import origins
 from tsclust_ooc.pipeline.estimating import Estimate, estimate
 from tsclust_ooc.pipeline.examining import Examination, examine
+from tsclust_ooc.pipeline.origins import Origin
 from tsclust_ooc.plan import Options, Plan, make_plan
 from tsclust_ooc.progress import Listener, silent
-from tsclust_ooc.reading import RowReader
+from tsclust_ooc.reading import RowReader, Unproven
+from tsclust_ooc.remote import Remote
+from tsclust_ooc.shards.listing import is_list
 from tsclust_ooc.shards.parsers import Parsers
-from tsclust_ooc.shards.schema import Problem, Shard, natural_key, split_of
+from tsclust_ooc.shards.schema import Problem, Shard, ShardError, Wanted, natural_key
+from tsclust_ooc.shards.splits import split_order, splitter, suggested_pattern
 from tsclust_ooc.shards.survey import Survey, survey
-from tsclust_ooc.staging import NO_STAGE
+from tsclust_ooc.staging import Stage
+from tsclust_ooc.units import format_count, plural
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,12 @@ class InspectOptions:
 
     Attributes
     ----------
+    also
+        A further source, like the first one; give it once for each. Shards are then named relative to the folder that
+        all lie in.
+    split_pattern
+        Regular expression with a group named split, searched for in the path of each shard: what the group finds is its
+        split, like '(?P<split>train|val|test)_' for train_12.h5. Default: folders named train, val or test.
     layout
         How datasets map to samples: item-per-file, rows-per-file or dataset-per-item. Default: guessed, and why.
     key
@@ -48,6 +63,8 @@ class InspectOptions:
         to lie in one space.
     """
 
+    also: tuple[Path, ...] = ()
+    split_pattern: str | None = None
     layout: str | None = None
     key: str | None = None
     feature_axis: str | None = None
@@ -102,40 +119,71 @@ class Inspection:
     deep: Examination | None
 
 
-def inspect(source: str | Path, options: InspectOptions = InspectOptions(), listener: Listener = silent) -> Inspection:
+def inspect(
+    source: str | Path | Sequence[str | Path], options: InspectOptions = InspectOptions(), listener: Listener = silent
+) -> Inspection:
     """Survey every shard of `source` and say what is there; with `options.deep`, read all of it once.
 
-    Raises BadInput when `source` is not there, holds no shard, or none that can be read.
+    A source is a folder, one file, or a text file (.txt, .list) with a path a line; several are a sequence, or in
+    `options.also`.
+
+    Raises
+    ------
+    BadInput
+        A source is not there, or all together hold no shard, or none that can be read.
+    UsageError
+        The options name a layout or an axis that is not known, or no expression with a group named split.
     """
-    given = Path(source).expanduser()
-    with Parsers(budget.available_cores()) as parsers:
+    first, also = origins.gathered(source, options.also)
+    with Parsers(budget.available_cores()) as parsers, origins.opened(first, parsers.patience) as stage:
         parsers.warm_up()
-        found = survey(
-            given, parsers, layout=options.layout, key=options.key, feature_axis=options.feature_axis, ids=options.ids,
-            listener=listener,
-        )  # fmt: skip
-        plan = make_plan(found, Options())
-        reader = RowReader(plan, parsers, NO_STAGE)
-        expected = estimate(plan, reader)
-        examined = examine(plan, reader, listener) if options.deep else None
-    return _summarize(found, plan, given, options, expected, examined)
+        look = partial(_look, first, also, options, listener, parsers, stage)
+        try:
+            found, plan, expected, examined = look(presume=isinstance(first, Remote))
+        except Unproven:
+            found, plan, expected, examined = look(presume=False)
+    return _summarize(found, plan, (first, *also), options, expected, examined)
+
+
+def _look(
+    first: Origin, also: Sequence[Path], options: InspectOptions, listener: Listener, parsers: Parsers,
+    stage: Stage | Mirror, *, presume: bool,
+) -> tuple[Survey, Plan, Estimate, Examination | None]:  # fmt: skip
+    told = Wanted(options.layout, options.key, options.feature_axis, options.ids, options.split_pattern)
+    found = survey(
+        origins.listed(first, also, parsers.patience), parsers, told, presume=presume, listener=listener,
+        local=origins.local_in(stage),
+    )  # fmt: skip
+    plan = make_plan(found, Options())
+    reader = RowReader(plan, parsers, stage, presumed=found.n_presumed > 0)
+    return found, plan, estimate(plan, reader), examine(plan, reader, listener) if options.deep else None
 
 
 def _summarize(
-    found: Survey, plan: Plan, given: Path, options: InspectOptions, expected: Estimate, examined: Examination | None
+    found: Survey,
+    plan: Plan,
+    given: Sequence[Origin],
+    options: InspectOptions,
+    expected: Estimate,
+    examined: Examination | None,
 ) -> Inspection:
-    """All that was found of the source that the user gave as `given`."""
+    """All that was found of the sources that the user gave as `given`."""
     problems = _together(found.problems, examined)
+    in_names = splits_in_names(found) if options.split_pattern is None else None
     return Inspection(
         source=found.source, n_shards=len(found.shards), n_samples=found.n_samples, bytes=found.n_bytes,
         key=found.schema.key, layout=found.schema.layout, reason=found.reason, item_shape=found.schema.item_shape,
-        dtype=found.schema.dtype, feature_axis=found.schema.feature_axis, ids=found.schema.ids, splits=_splits(found),
+        dtype=found.schema.dtype, feature_axis=found.schema.feature_axis, ids=found.schema.ids,
+        splits=_splits(found, options.split_pattern),
         kinds=census.kinds(found.schema, found.shards, problems),
         sizes=census.distribution(found.shards, lambda shard: shard.size),
         samples_a_shard=census.distribution(found.shards, lambda shard: shard.n_samples), problems=problems,
-        notes=found.notes, n_other_files=found.n_other, dataset_bytes=plan.disk_bytes, n_chunks=plan.n_chunks,
+        notes=(*found.notes, *_note_of(found, in_names), *_presumed(found)),
+        n_other_files=found.n_other, dataset_bytes=plan.disk_bytes,
+        n_chunks=plan.n_chunks,
         memory_bytes=budget.memory_limit(), estimate=expected,
-        next_command=_next_command(found, given, options, problems), deep=examined,
+        next_command=_next_command(found, given, replace(options, split_pattern=options.split_pattern or in_names),
+        problems), deep=examined,
     )  # fmt: skip
 
 
@@ -145,10 +193,31 @@ def _together(surveyed: Sequence[Problem], examined: Examination | None) -> tupl
     return tuple(sorted([*surveyed, *read], key=lambda problem: natural_key(problem.path)))
 
 
-def _splits(found: Survey) -> dict[str, SplitSummary]:
+def splits_in_names(found: Survey) -> str | None:
+    """The --split-pattern for shards of one split whose names tell several, like train_12.h5; else None."""
+    return suggested_pattern(shard.path for shard in found.shards) if len(found.splits()) == 1 else None
+
+
+def _note_of(found: Survey, in_names: str | None) -> list[str]:
+    if in_names is None:
+        return []
+    split = splitter(in_names)
+    counts = Counter(split(shard.path) for shard in found.shards)
+    told = ", ".join(f"{name} {format_count(counts[name])}" for name in sorted(counts, key=split_order))
+    return [f"names of files tell splits ({told}); --split-pattern takes them, without it all are one split"]
+
+
+def _presumed(found: Survey) -> list[str]:
+    n = found.n_presumed
+    return [f"{plural(n, 'object')} not fetched: presumed to be like others of their size"] if n else []
+
+
+def _splits(found: Survey, pattern: str | None) -> dict[str, SplitSummary]:
     bad: dict[str, list[str]] = defaultdict(list)
+    split = splitter(pattern)
     for problem in found.problems:  # they are there, only of no use
-        bad[split_of(problem.path)].append(problem.path)
+        with contextlib.suppress(ShardError):
+            bad[split(problem.path)].append(problem.path)
     return {name: _split(shards, bad[name]) for name, shards in found.splits().items()}
 
 
@@ -160,13 +229,33 @@ def _split(shards: Sequence[Shard], bad: Sequence[str]) -> SplitSummary:
     )  # fmt: skip
 
 
-def _next_command(found: Survey, given: Path, options: InspectOptions, problems: Sequence[Problem]) -> str:
-    words = ["tsclust", "consolidate", str(given), given.resolve().name or "dataset"]
-    if words[-1] == str(given):
-        words[-1] += "_dataset"
+def _next_command(found: Survey, given: Sequence[Origin], options: InspectOptions, problems: Sequence[Problem]) -> str:
+    first, *others = map(_as_word, given)
+    words = ["tsclust", "consolidate", first, _place_for(found, given)]
+    for other in others:
+        words += ["--also", other]
     words += _reading(found, options)
     words += ["--on-bad", "skip"] if problems else []
     return shlex.join(words)
+
+
+def _as_word(path: Origin) -> str:
+    """A path as an argument: one that begins with - would be taken for an option."""
+    return f"./{path}" if str(path).startswith("-") else str(path)
+
+
+def _place_for(found: Survey, given: Sequence[Origin]) -> str:
+    """A name for the dataset: that of the source, or of the folder that several have in common; never inside one."""
+    if isinstance(given[0], Remote):
+        return given[0].name.lstrip("-") or "dataset"
+    paths = [one.resolve() for one in given if isinstance(one, Path)]
+    named = Path(found.source) if len(paths) > 1 else paths[0]
+    name = (named.stem if is_list(named) else named.name).lstrip("-") or "dataset"
+    here, above = Path.cwd().resolve(), Path()
+    for source in paths:
+        if source.is_dir() and here.is_relative_to(source):
+            above = max(above, Path(*[".."] * (1 + len(here.relative_to(source).parts))), key=lambda up: len(up.parts))
+    return str(above / (f"{name}_dataset" if (above / name).exists() else name))
 
 
 def _reading(found: Survey, options: InspectOptions) -> list[str]:
@@ -175,7 +264,7 @@ def _reading(found: Survey, options: InspectOptions) -> list[str]:
     Spelled out, it stays what it is when further shards come.
     """
     words = []
-    for name in ("layout", "key", "feature_axis", "ids"):
+    for name in ("split_pattern", "layout", "key", "feature_axis", "ids"):
         flag, told = f"--{name.replace('_', '-')}", getattr(options, name)
         if told is None and name in ("layout", "feature_axis") and f"{flag} " in found.reason:
             told = getattr(found.schema, name)

@@ -26,7 +26,9 @@ from tsclust_ooc import work as work_dir
 from tsclust_ooc.dataset import ARRAY, DATA, MANIFEST_VERSION, REJECTED, Rejected
 from tsclust_ooc.errors import BadInput
 from tsclust_ooc.matrix import MatrixPlan
+from tsclust_ooc.pipeline import sending
 from tsclust_ooc.plan import CHUNKS_A_PARTITION, Plan
+from tsclust_ooc.remote import Remote, is_url, plain_path
 from tsclust_ooc.shards.schema import Problem
 
 FRESH_SECONDS = 60.0
@@ -116,7 +118,10 @@ def status(name: str | Path) -> Status:
 
     Raises BadInput when there is neither a result nor work for one, or what is there cannot be read.
     """
-    path = Path(name).expanduser().absolute()
+    there = plain_path(str(name))
+    if is_url(there):
+        return _remote(Remote(there))
+    path = Path(there).expanduser().absolute()
     for _ in range(_LOOKS):
         with contextlib.suppress(_Vanished):
             work = tuple(_look(root) for root in files.work_of(path))
@@ -152,8 +157,15 @@ def _published(path: Path) -> PublishedThing | None:
     raise refused[0]
 
 
+def _remote(remote: Remote) -> Status:
+    return Status(str(remote), "published", _of_dataset(sending.read_manifest(remote)), ())
+
+
 def _dataset(path: Path) -> PublishedThing:
-    found = published_dataset.read_manifest(path)
+    return _of_dataset(published_dataset.read_manifest(path))
+
+
+def _of_dataset(found: published_dataset.Manifest) -> PublishedThing:
     rows = {name: split.shape[0] for name, split in found.splits.items()}
     return _thing("dataset", found, rows, found.n_rejected)
 
@@ -237,8 +249,15 @@ def _consolidation(root: Path, plan: Plan) -> InWork:
         "consolidation", str(root), "partition", len(rows), len(done), len(running), len(missing),
         _named(running), _named(missing), _ranges(missing), plan.n_rows, n_done, rate, "samples/s",
         _left(plan.n_rows - n_done, rate), round(now - max([began, *done.values(), *touched.values()]), 1),
-        _bad_shards(root), _n_left_out(root),
+        _bad_shards(root), _n_left_out(root), note=_appends(plan),
     )  # fmt: skip
+
+
+def _appends(plan: Plan) -> str:
+    if plan.base is None:
+        return ""
+    n_old = sum(plan.base.rows.values())
+    return f"appends {plan.n_rows - n_old:,} samples to the {n_old:,} of the dataset that is there"
 
 
 def _touched_partitions(root: Path, plan: Plan, done: dict[int, float]) -> dict[int, float]:
@@ -249,8 +268,9 @@ def _touched_partitions(root: Path, plan: Plan, done: dict[int, float]) -> dict[
         first.setdefault(one.split, one.index)
     for split, begin in first.items():
         chunks = root / "dataset" / DATA / split / ARRAY / "c"
+        files_each = 1 if plan.chunks_a_shard[split] else CHUNKS_A_PARTITION
         for name, _ in _listed(chunks):
-            index = begin + int(name) // CHUNKS_A_PARTITION if name.isdecimal() else -1
+            index = begin + int(name) // files_each if name.isdecimal() else -1
             if name.isdecimal() and index not in done:
                 newest = max(_mtimes(chunks / name), default=0.0)
                 touched[index] = max(newest, touched.get(index, 0.0))

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tsclust_ooc import budget, locks, scratch
 from tsclust_ooc.budget import Budget
 from tsclust_ooc.errors import CannotWrite, UsageError
+from tsclust_ooc.mirror import Mirror
+from tsclust_ooc.patience import Patience
 from tsclust_ooc.pipeline.options import ComputeOptions
+from tsclust_ooc.pipeline.origins import Origin
 from tsclust_ooc.progress import Listener
 from tsclust_ooc.provenance import Meter
+from tsclust_ooc.remote import Remote
 from tsclust_ooc.runtime import LEAST_WORKER_BYTES, ClusterSpec, Runtime, open_runtime, worker_bytes
+from tsclust_ooc.shards.survey import Local, where_it_is
+from tsclust_ooc.staging import Stage, Staging
 from tsclust_ooc.units import format_bytes
 
 _LOCK_SECONDS = 0.5
@@ -21,7 +27,7 @@ _LOCK_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Session:
-    """A command at work on `final`: open one with `session`."""
+    """A command at work on `final`: open one with `session`. What it enters in `closing` is closed at its end."""
 
     final: Path
     options: ComputeOptions
@@ -29,6 +35,8 @@ class Session:
     scratch: Path
     meter: Meter
     listener: Listener
+    closing: contextlib.ExitStack = field(default_factory=contextlib.ExitStack, repr=False, compare=False)
+    mirrors: dict[str, Mirror] = field(default_factory=dict, repr=False, compare=False)
 
     def spec(self, n_workers: int | None = None) -> ClusterSpec:
         """What the options ask to run on, with as many workers as they allow or as given."""
@@ -57,6 +65,26 @@ class Session:
             )
         return spec.n_workers
 
+    def local_for(self, source: Origin, patience: Patience) -> Local:
+        """Where the survey of this command looks at shards."""
+        return self._mirror(source, patience).local if isinstance(source, Remote) else where_it_is
+
+    def stage_for(
+        self, source: Origin, staging: Staging, root: str, patience: Patience
+    ) -> contextlib.AbstractContextManager[Stage | Mirror]:
+        """The stage on which this command reads shards below `root`."""
+        if isinstance(source, Remote):
+            return contextlib.nullcontext(self._mirror(source, patience))
+        return staging.open(root)
+
+    def _mirror(self, remote: Remote, patience: Patience) -> Mirror:
+        """What the command has of its source, from its survey to its end."""
+        if str(remote) not in self.mirrors:
+            place = scratch.scratch_dir(self.options.scratch) if self.scratch == Path() else self.scratch  # a dry run
+            mirror = Mirror(Remote(remote.url, patience), place)
+            self.mirrors[str(remote)] = self.closing.enter_context(mirror)
+        return self.mirrors[str(remote)]
+
     @contextlib.contextmanager
     def runtime(self, n_workers: int) -> Iterator[Runtime]:
         """Where tasks run."""
@@ -71,8 +99,9 @@ def session(final: Path, kind: str, doing: str, options: ComputeOptions, listene
     local = scratch.scratch_dir(options.scratch)
     busy = f"{final} is being {doing} by another process. Run the same command again when it is done."
     lock = locks.name_for(local, kind, final)
-    with locks.hold(lock, wait_seconds=_LOCK_SECONDS, busy=busy, listener=listener), Meter() as meter:
-        yield Session(final, options, limits, local, meter, listener)
+    holding = locks.hold(lock, wait_seconds=_LOCK_SECONDS, busy=busy, listener=listener)
+    with holding, Meter() as meter, contextlib.ExitStack() as closing:
+        yield Session(final, options, limits, local, meter, listener, closing)
 
 
 def check_apart(final: Path, given: Path) -> None:

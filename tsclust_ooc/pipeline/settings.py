@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tsclust_ooc.errors import UsageError
+from tsclust_ooc.remote import is_url, plain_path, shown
 
 T = TypeVar("T")
 
@@ -245,6 +246,12 @@ def _path(text: str, given: Given, environ: Mapping[str, str]) -> Path:
             )
         return environ[name]
 
+    text = plain_path(text)
+    if is_url(text):
+        raise UsageError(
+            f"{given.said} is {shown(text)}, a URL, and a workflow works on directories. Give a directory; "
+            "tsclust consolidate makes one from a URL."
+        )
     if not text:
         raise UsageError(f"{given.said} is empty. Give a path, or leave it away.")
     return given.base / os.path.expanduser(_VARIABLE.sub(value, text))

@@ -15,10 +15,11 @@ from tsclust_ooc import budget, publishing
 from tsclust_ooc.cluster import starts
 from tsclust_ooc.errors import UsageError
 from tsclust_ooc.pipeline.clustering import Clustered, cluster
-from tsclust_ooc.pipeline.consolidating import BadShards, Consolidated, ConsolidateOptions, DryRun, consolidate
+from tsclust_ooc.pipeline.consolidating import Consolidated, ConsolidateOptions, DryRun, consolidate
 from tsclust_ooc.pipeline.distancing import Distanced, DistancesOptions, distances
 from tsclust_ooc.pipeline.looking import Inspection, InspectOptions, inspect
 from tsclust_ooc.pipeline.options import ClusterOptions
+from tsclust_ooc.pipeline.problems import BadShards
 from tsclust_ooc.pipeline.settings import COMPUTED
 from tsclust_ooc.progress import Listener
 from tsclust_ooc.publishing import Published

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tsclust_ooc import budget, records
-from tsclust_ooc.dataset import Damage, Dataset, open_dataset
+from tsclust_ooc.dataset import SHARDS, Damage, Dataset, open_dataset, read_rejected, read_shards
 from tsclust_ooc.dataset import verify as verify_dataset
+from tsclust_ooc.pipeline import origins
+from tsclust_ooc.pipeline.origins import Origin
 from tsclust_ooc.plan import Partition, Plan, make_plan
 from tsclust_ooc.progress import Listener, silent
 from tsclust_ooc.reading import RowReader
 from tsclust_ooc.runtime import ClusterSpec, open_runtime
 from tsclust_ooc.shards.parsers import Parsers
-from tsclust_ooc.shards.survey import survey
-from tsclust_ooc.staging import NO_STAGE
+from tsclust_ooc.shards.schema import Wanted
+from tsclust_ooc.shards.splits import split_order
+from tsclust_ooc.shards.survey import Survey, survey
 from tsclust_ooc.units import plural
 
 Mapper = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
@@ -37,9 +40,17 @@ class Verified:
 
 
 def verify(
-    dataset: str | Path, against: str | Path | None = None, listener: Listener = silent, *, workers: int | None = None
+    dataset: str | Path,
+    against: str | Path | Sequence[str | Path] | None = None,
+    listener: Listener = silent,
+    *,
+    workers: int | None = None,
 ) -> Verified:
-    """Check every byte of a dataset against its manifest; with `against`, every sample against its shard too."""
+    """Check every byte of a dataset against its manifest; with `against`, every sample against its shard too.
+
+    `against` is what the dataset was made from: a folder, a list of paths, or a sequence of these. The folder that all
+    of them have in common will do as well, if it holds no other shards.
+    """
     opened = open_dataset(dataset, check=False)
     limits = budget.resolve(None, workers)
     spec = ClusterSpec("threads", limits.n_workers, limits.memory_bytes, Path())
@@ -47,22 +58,23 @@ def verify(
         damage = verify_dataset(opened, mapper=runtime.mapper, listener=listener)
         n_compared = 0
         if against is not None and not damage:
-            n_compared, damage = _compare(opened, Path(against).expanduser(), runtime.mapper, listener)
+            n_compared, damage = _compare(opened, *origins.gathered(against), runtime.mapper, listener)
     manifest = opened.manifest
     total = sum(entry.n_bytes for entry in manifest.files.values())
     return Verified(str(opened.path), len(manifest.files), total, n_compared, tuple(damage))
 
 
-def _compare(opened: Dataset, source: Path, mapper: Mapper, listener: Listener) -> tuple[int, list[Damage]]:
+def _compare(
+    opened: Dataset, source: Origin, also: Sequence[Path], mapper: Mapper, listener: Listener
+) -> tuple[int, list[Damage]]:
     """Read every sample from its shard again and compare bits."""
     schema, damage, n_compared = opened.schema, list[Damage](), 0
-    with Parsers(budget.available_cores()) as parsers:
-        found = survey(
-            source, parsers, layout=schema.layout, key=schema.key, feature_axis=schema.feature_axis, ids=schema.ids,
-            listener=listener,
-        )  # fmt: skip
-        plan = make_plan(found, opened.manifest.options)
-        reader = RowReader(plan, parsers, NO_STAGE)
+    with Parsers(budget.available_cores()) as parsers, origins.opened(source, parsers.patience) as stage:
+        told = Wanted(schema.layout, schema.key, schema.feature_axis, schema.ids)
+        listing = origins.listed(source, also, parsers.patience)
+        found = survey(listing, parsers, told, listener=listener, local=origins.local_in(stage))
+        plan = make_plan(_as_committed(found, opened), opened.manifest.options)
+        reader = RowReader(plan, parsers, stage)
         for name in dict.fromkeys([*opened, *(split.name for split in plan.splits)]):
             differing = _compare_shards(opened, plan, name)
             damage += differing
@@ -74,6 +86,22 @@ def _compare(opened: Dataset, source: Path, mapper: Mapper, listener: Listener) 
                 n_compared += p.stop - p.start
                 listener.advance("compare", n_compared, plan.n_rows)
     return n_compared, damage
+
+
+def _as_committed(found: Survey, opened: Dataset) -> Survey:
+    """The survey with its shards in the splits and the order that the dataset has them in, and others after them.
+
+    Splits may come from an expression that only consolidate was told, and what was appended lies where it was appended.
+    Shards that the dataset left out are left out here.
+    """
+    if SHARDS not in opened.manifest.files:
+        return found
+    committed = {s.path: (i, s.split) for i, s in enumerate(read_shards(opened.path / SHARDS))}
+    left_out = {problem.path for problem in read_rejected(opened.path)} - committed.keys()
+    kept = [replace(s, split=committed.get(s.path, (0, s.split))[1]) for s in found.shards if s.path not in left_out]
+    last = (len(committed), "")
+    kept.sort(key=lambda shard: (split_order(shard.split), committed.get(shard.path, last)[0]))
+    return replace(found, shards=tuple(kept))
 
 
 def _compare_shards(opened: Dataset, plan: Plan, split: str) -> list[Damage]:
@@ -99,15 +127,19 @@ class _Comparison:
     reader: RowReader
 
     def __call__(self, partition: Partition) -> list[Damage]:
-        split = self.opened[partition.split]
-        stored = np.asarray(split.array[partition.start : partition.stop])
+        chunks = self.reader.plan.chunks_of(partition)  # a partition may be a zarr shard of gigabytes
+        return [found for start, stop in chunks for found in self._compare(partition.split, start, stop)]
+
+    def _compare(self, name: str, start: int, stop: int) -> list[Damage]:
+        split = self.opened[name]
+        stored = np.asarray(split.array[start:stop])
         read = np.empty_like(stored)
-        ids, problems = self.reader.read(partition.split, partition.start, partition.stop, read)
+        ids, problems = self.reader.read(name, start, stop, read)
         if problems:
             return [Damage(p.path, f"{p.code}: {p.detail}") for _, p in problems]
         same = (_bits(stored) == _bits(read)).reshape(len(stored), -1).all(axis=1)
         return [
-            Damage(ids.shards[i], f"sample {ids.shard_rows[i]} differs from row {partition.start + i} of {split.name}")
+            Damage(ids.shards[i], f"sample {ids.shard_rows[i]} differs from row {start + i} of {split.name}")
             for i in np.flatnonzero(~same)
         ]
 
