@@ -80,7 +80,13 @@ def heard():
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory, heard):
+def before():
+    """What listened before the cluster: servers that other tests have started."""
+    return listening_sockets()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory, heard, before):
     spec = ClusterSpec("local", 2, MEMORY, tmp_path_factory.mktemp("scratch"))
     with open_runtime(spec, heard) as runtime:
         yield runtime
@@ -197,8 +203,8 @@ def listening_sockets():
     return {(s.laddr.ip, s.laddr.port) for s in sockets}
 
 
-def test_every_socket_of_the_process_tree_is_on_loopback(cluster):
-    found = listening_sockets()
+def test_every_socket_of_the_process_tree_is_on_loopback(cluster, before):
+    found = listening_sockets() - before
     # scheduler and dashboard; nanny, worker and worker's http server twice
     assert len(found) == 8
     assert {ip for ip, _ in found} == {"127.0.0.1"}
