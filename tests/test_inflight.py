@@ -58,6 +58,19 @@ def test_a_slow_source_is_read_by_many_at_one_time(monkeypatch):
     assert not any(thread.is_alive() for thread in source.threads - {threading.current_thread()})
 
 
+def test_what_lies_in_memory_is_read_by_one_caller_at_a_time(monkeypatch):
+    monkeypatch.setattr(inflight, "CACHED_SECONDS", 1e9)
+    monkeypatch.setattr(inflight, "SLOW_SECONDS", 1e9)
+    source, ours, answers = Source(400), Pace(), []
+    callers = [threading.Thread(target=lambda: answers.append(ours.each(source.read, range(100)))) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert answers == [[i * i for i in range(100)]] * 4
+    assert source.most == 1
+
+
 def test_callers_share_what_may_be_under_way(monkeypatch):
     source, ours = Source(400, together=12), pace(True, monkeypatch, most=16)
     callers = [threading.Thread(target=ours.each, args=(source.read, range(100))) for _ in range(4)]

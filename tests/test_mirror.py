@@ -268,7 +268,7 @@ def test_to_a_reader_it_is_a_stage_on_which_every_shard_has_to_be(place, tmp_pat
     put(fs, 3)
     with Mirror(remote, tmp_path) as mirror:
         assert not mirror.reads_directly(10)
-        with mirror.ahead(remote.objects()):
+        with mirror.ahead(remote.objects):
             assert sorted(_fetched) == ["0.h5", "1.h5", "2.h5"]
             for one in remote.objects():
                 with mirror.local(f"{remote}/{one.path}", (one.size, one.mtime_ns)) as path:
@@ -279,7 +279,7 @@ def test_what_is_too_much_to_be_brought_ahead_is_brought_one_by_one(place, tmp_p
     fs, remote = place
     put(fs, 3)
     monkeypatch.setattr(mirror_module, "GROUP_BYTES", 29)
-    with Mirror(remote, tmp_path) as mirror, mirror.ahead(remote.objects()):
+    with Mirror(remote, tmp_path) as mirror, mirror.ahead(remote.objects):
         assert _fetched == []
         (first, *_) = remote.objects()
         with mirror.local(first.path, first[1:3]) as path:

@@ -119,10 +119,11 @@ class Mirror:
             yield file_of(path)
 
     @contextlib.contextmanager
-    def ahead(self, entries: Sequence[Stamped]) -> Iterator[None]:
+    def ahead(self, entries: Callable[[], Sequence[Stamped]]) -> Iterator[None]:
         """Bring what will be read inside the block, all at once; where that is too much at a time, nothing."""
-        few = sum(entry.size for entry in entries) <= GROUP_BYTES
-        with self.bring(entries if few else []):
+        wanted = entries()
+        few = sum(entry.size for entry in wanted) <= GROUP_BYTES
+        with self.bring(wanted if few else []):
             yield
 
     def give_back(self, wanted_bytes: int) -> None:

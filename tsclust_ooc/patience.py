@@ -58,17 +58,34 @@ class Patience:
         Raises its OSError: at once when it is not a passing one, else the last of them, whose `strerror` says which
         errno it was and how many tries there were.
         """
-        for number in itertools.count(1):
+        try:
+            given = function(*args, **kwargs)
+        except OSError as error:
+            return self.again(error, function, *args, **kwargs)
+        self.succeeded()
+        return given
+
+    def succeeded(self) -> None:
+        """A first try went well, which `call` was not asked for."""
+        self._in_vain = 0
+
+    def again(self, first: OSError, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """As `call`, when its first try was made already and failed with the error `first`."""
+        self._bear(first, 1)
+        for number in itertools.count(2):
+            self._wait(number - 1)
             try:
                 given = function(*args, **kwargs)
             except OSError as error:
                 self._bear(error, number)
             else:
-                self._in_vain = 0
+                self.succeeded()
                 return given
-            # Not all at once: many threads that met one hiccup would make the next.
-            time.sleep(self._first * _GROWTH ** (number - 1) * random.uniform(0.5, 1.5))
         raise AssertionError("counting ended")
+
+    def _wait(self, n_failed: int) -> None:
+        # Not all at once: many threads that met one hiccup would make the next.
+        time.sleep(self._first * _GROWTH ** (n_failed - 1) * random.uniform(0.5, 1.5))
 
     def _bear(self, error: OSError, number: int) -> None:
         """Count a further try after try `number` failed with `error`; raise it when there is to be none."""

@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import NamedTuple
 
 from tsclust_ooc import records
 from tsclust_ooc.errors import UsageError
@@ -70,9 +71,8 @@ class Partition:
     stop: int
 
 
-@dataclass(frozen=True)
-class Segment:
-    """Samples `start` to `stop` of a shard; the first is row `row` of its split."""
+class Segment(NamedTuple):
+    """Samples `start` to `stop` of a shard; the first is row `row` of its split. A tuple, for there is one a shard."""
 
     shard: Shard
     start: int

@@ -63,6 +63,7 @@ class RowReader:
         self.plan, self._parsers, self._stage, self._presumed = plan, parsers, stage, presumed
         self.patience, self._pace = patience or parsers.patience, Pace()
         self._root = os.path.join(plan.source, "")
+        self._direct: dict[int, bool] = {}  # by size
         self._matchers = matchers(tuple(t for t in plan.templates if holds_samples(t, plan.schema)))
 
     def read(self, split: str, start: int, stop: int, out: np.ndarray) -> tuple[Ids, list[tuple[Segment, Problem]]]:
@@ -80,7 +81,7 @@ class RowReader:
 
         segments = list(self.plan.segments(split, start, stop))
         ids, problems = Ids([], [], []), []
-        with self._stage.ahead([self._asked(segment.shard) for segment in segments]):
+        with self._stage.ahead(lambda: [self._asked(segment.shard) for segment in segments]):
             answers = self._read_all(read_one, segments)
         for segment, found in zip(segments, answers, strict=True):
             if isinstance(found, Problem):
@@ -100,7 +101,12 @@ class RowReader:
     def _names_or_problem(self, segment: Segment, out: memoryview) -> list[str] | Problem:
         path = segment.shard.path
         try:
-            return self.patience.call(self._read_segment, segment, out)
+            try:
+                names = self._read_segment(segment, out)
+                self.patience.succeeded()
+                return names
+            except OSError as error:  # rare, so that nothing else is paid for it
+                return self.patience.again(error, self._read_segment, segment, out)
         except ShardError as error:
             return Problem(path, error.problem.code, error.problem.detail)
         except OSError as error:
@@ -112,7 +118,9 @@ class RowReader:
         shard = segment.shard
         path = self._root + shard.path
         stamp = (shard.size, shard.mtime_ns)
-        if self._stage.reads_directly(shard.size):
+        if shard.size not in self._direct:
+            self._direct[shard.size] = self._stage.reads_directly(shard.size)
+        if self._direct[shard.size]:
             return self._read_file(path, segment, stamp, out)
         with self._stage.local(path, stamp) as local:
             return self._read_file(local, segment, stamp, out)

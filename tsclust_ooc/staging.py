@@ -13,7 +13,7 @@ import os
 import re
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -98,7 +98,7 @@ class Stage:
         return decide(size, self.mode, on_network=self.on_network) == "direct"
 
     @contextlib.contextmanager
-    def ahead(self, entries: Sequence[Asked]) -> Iterator[None]:  # noqa: ARG002 - a mirror brings them together
+    def ahead(self, entries: Callable[[], Sequence[Asked]]) -> Iterator[None]:  # noqa: ARG002 - for a mirror
         """Be told of what will be read inside the block; each is staged when it is."""
         yield
 
