@@ -82,6 +82,9 @@ check: $(READY) ## mypy
 
 bench: $(READY) ## measure against the peers, at the sizes the README names (minutes)
 	$(BIN)/python benchmarks/consolidate.py $(ARGS)
+	$(BIN)/python benchmarks/latency.py
+	$(BIN)/python benchmarks/large.py
+	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/distances.py
 
 lock: $(READY) ## write requirements.lock anew from pyproject.toml

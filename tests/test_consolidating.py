@@ -8,6 +8,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -359,6 +360,7 @@ def test_a_disk_that_is_too_small_is_refused_before_a_chunk_is_written(tmp_path,
 
 COMMAND = """
 import sys
+import time
 from tsclust_ooc.pipeline.consolidating import ConsolidateOptions, consolidate
 consolidate(sys.argv[1], sys.argv[2], ConsolidateOptions(chunk_bytes="4096", workers=2))
 """
@@ -460,6 +462,11 @@ def test_a_command_killed_with_its_cluster_is_finished_by_the_same_command(tmp_p
     ended = subprocess.run([sys.executable, __file__, *places], stderr=subprocess.DEVNULL, check=False)
     assert ended.returncode == -signal.SIGKILL
     assert not (tmp_path / "local").exists()
+    # Its workers notice soon that they are alone. Until then they hold leases, which nobody takes from the living.
+    deadline = time.monotonic() + 60
+    while [p for p in tmp_path.rglob("*.lease") if Path("/proc", p.name.split(".")[-2]).exists()]:
+        assert time.monotonic() < deadline, "workers outlive their cluster"
+        time.sleep(0.05)
     asked = replace(LOCAL, scheduler="threads", scratch=tmp_path / "scratch")
     done = consolidate(tmp_path / "source", tmp_path / "local", asked)
     assert not done.reused
