@@ -9,28 +9,54 @@ end, and the whole process is timed as well. Shards are written before, so all w
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import shutil
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
-SHAPE = (7, 768)
+from ways import SHAPE, in_turn, make_shards, options, place, run, say
+
+T = TypeVar("T")
 OURS, PEER, FLOOR = "ours", "h5py loop + vstack + zarr.save", "floor: read all, write all, fsync"
 
 
 def ours(source: Path, target: Path) -> None:
     """Survey, plan, write, digests, fsync, publish."""
-    from tsclust_ooc.pipeline.consolidating import consolidate  # noqa: PLC0415
+    from tsclust_ooc import consolidate as work_on  # noqa: PLC0415
+    from tsclust_ooc.pipeline import consolidating  # noqa: PLC0415
 
-    with timed():
-        consolidate(source, target / "dataset")
+    stages: dict[str, float] = {}
+    for module, name in (
+        (consolidating, "survey"), (consolidating, "make_plan"), (work_on, "init"), (work_on, "run"),
+        (work_on, "finalize"),
+    ):  # fmt: skip
+        setattr(module, name, noted(getattr(module, name), stages))
+    with timed(stages):
+        consolidating.consolidate(source, target / "dataset")
+
+
+def noted(function: Callable[..., T], stages: dict[str, float]) -> Callable[..., T]:
+    """`function`, its seconds noted."""
+
+    def call(*args: Any, **kwargs: Any) -> T:
+        began = time.perf_counter()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            stages[function.__name__] = stages.get(function.__name__, 0.0) + time.perf_counter() - began
+
+    return call
+
+
+@contextmanager
+def timed(stages: dict[str, float] | None = None) -> Iterator[None]:
+    """Says the seconds of its block, and of its stages."""
+    began = time.perf_counter()
+    yield
+    say([time.perf_counter() - began, stages or {}])
 
 
 def peer(source: Path, target: Path) -> None:
@@ -56,73 +82,33 @@ def floor(source: Path, target: Path) -> None:
         os.fsync(out.fileno())
 
 
-class timed:  # noqa: N801
-    """Prints the seconds of its block as the last line."""
-
-    def __enter__(self) -> None:
-        self.began = time.perf_counter()
-
-    def __exit__(self, *exc: object) -> None:
-        if exc[0] is None:
-            print(json.dumps(time.perf_counter() - self.began))
-
-
 WAYS = {OURS: ours, PEER: peer, FLOOR: floor}
 
 
-def make_shards(folder: Path, n: int, shape: Sequence[int] = SHAPE) -> None:
-    """`n` shards as h5py writes them by default."""
-    import h5py  # noqa: PLC0415
-    import numpy as np  # noqa: PLC0415
-
-    rng = np.random.default_rng(0)
-    folder.mkdir(parents=True)
-    for i in range(n):
-        with h5py.File(folder / f"{i}.h5", "w") as file:
-            file.create_dataset("embeddings", data=rng.standard_normal(shape, dtype=np.float32))
-
-
-def measure(way: str, source: Path, place: Path) -> tuple[float, float]:
-    """Seconds of one way in a fresh process: without and with its start and imports."""
-    target = Path(tempfile.mkdtemp(dir=place))
-    os.sync()
-    began = time.perf_counter()
-    command = [sys.executable, __file__, "--way", way, "--source", str(source), "--dir", str(target)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    whole = time.perf_counter() - began
-    shutil.rmtree(target)
-    return float(done.stdout.splitlines()[-1]), whole
+def measure(way: str, source: Path, place: Path) -> tuple[float, float, dict[str, float]]:
+    """Seconds of one way in a fresh process, without and with its start and imports; and of its stages."""
+    (seconds, stages), whole = run(__file__, way, source, place)
+    return seconds, whole, stages
 
 
 def main() -> None:
     """Measure every way in turn, a few rounds, and print the table."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--shards", type=int, default=20_000)
-    options.add_argument("--shape", type=int, nargs="+", default=SHAPE)
-    options.add_argument("--rounds", type=int, default=3)
-    options.add_argument("--dir", type=Path, default=Path("/var/tmp"))
-    options.add_argument("--way", choices=list(WAYS), help=argparse.SUPPRESS)
-    options.add_argument("--source", type=Path, help=argparse.SUPPRESS)
-    given = options.parse_args()
+    parser = options(__doc__, WAYS)
+    parser.add_argument("--shards", type=int, default=20_000)
+    parser.add_argument("--shape", type=int, nargs="+", default=SHAPE)
+    given = parser.parse_args()
     if given.way:
         WAYS[given.way](given.source, given.dir)
         return
-    place = Path(tempfile.mkdtemp(prefix="tsclust-bench-", dir=given.dir))
-    try:
-        make_shards(place / "source" / "train", given.shards, given.shape)
-        seconds: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
-        for _ in range(given.rounds):
-            for way in WAYS:
-                seconds[way].append(measure(way, place / "source", place))
-        show(seconds, given.shards, given.shape)
-    finally:
-        shutil.rmtree(place)
+    with place(given.dir) as here:
+        make_shards(here / "source" / "train", given.shards, given.shape)
+        show(in_turn(WAYS, given.rounds, lambda way: measure(way, here / "source", here)), given.shards, given.shape)
 
 
-def show(seconds: dict[str, list[tuple[float, float]]], n: int, shape: Sequence[int]) -> None:
+def show(found: dict[str, list[tuple[float, float, dict[str, float]]]], n: int, shape: Sequence[int]) -> None:
     """The table: medians, rate, and how many times the peer's and the floor's time."""
-    medians = {way: [statistics.median(column) for column in zip(*rows, strict=True)] for way, rows in seconds.items()}
-    rounds = len(next(iter(seconds.values())))
+    medians = {way: [statistics.median(row[i] for row in rows) for i in (0, 1)] for way, rows in found.items()}
+    rounds = len(found[OURS])
     print(f"{n:,} shards {tuple(shape)} float32, {os.cpu_count()} cores, median of {rounds}")
     heads = ("way", "seconds", "shards/s", "peer / it", "it / floor", "whole process", "peer / it", "it / floor")
     print("{:<36}{:>9}{:>10}{:>11}{:>12}{:>15}{:>11}{:>12}".format(*heads))
@@ -133,6 +119,9 @@ def show(seconds: dict[str, list[tuple[float, float]]], n: int, shape: Sequence[
             f"{way:<36}{inner:>9.2f}{n / inner:>10,.0f}{first[0]:>11.1f}{first[1]:>12.2f}"
             f"{whole:>15.2f}{second[0]:>11.1f}{second[1]:>12.2f}"
         )
+    stages = {name: statistics.median(row[2][name] for row in found[OURS]) for name in found[OURS][0][2]}
+    imports = statistics.median(row[1] - row[0] for row in found[OURS])
+    print(f"ours: {', '.join(f'{name} {s:.2f} s' for name, s in stages.items())}; start and imports {imports:.2f} s")
 
 
 if __name__ == "__main__":

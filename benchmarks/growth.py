@@ -13,12 +13,13 @@ import argparse
 import csv
 import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
-from consolidate import FLOOR, OURS, PEER, SHAPE, make_shards, measure
+from consolidate import FLOOR, OURS, PEER, measure
+from ways import SHAPE, make_shards
+from ways import place as fresh
 
 matplotlib.use("svg")
 from matplotlib import pyplot as plt
@@ -72,14 +73,11 @@ def main() -> None:
     options.add_argument("--dir", type=Path, default=Path("/var/tmp"))
     given = options.parse_args()
     print(f"{os.cpu_count()} cores; seconds of whole processes")
-    place = Path(tempfile.mkdtemp(prefix="tsclust-bench-", dir=given.dir))
-    try:
+    with fresh(given.dir) as place:
         counts = [n for n in COUNTS if n <= given.most]
         by_number = grow([(n, n, SHAPE) for n in counts], place, given.peer_most)
         sizes = [(4 * a * b, max(1, given.bytes // (4 * a * b)), (a, b)) for a, b in SHAPES]
         by_size = grow([(x // 1000, n, shape) for x, n, shape in sizes], place, given.peer_most + sizes[0][1])
-    finally:
-        shutil.rmtree(place)
     draw(by_number, by_size, given.plot)
     with given.plot.with_suffix(".csv").open("w", newline="") as file:
         table = csv.writer(file)

@@ -11,17 +11,13 @@ imports to the end, its memory the peak of the process tree.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import shutil
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+
+from ways import in_turn, options, place, run, say
 
 ROWS, WIDTH, KEY = 20_000, 768, "embeddings"
 LOOP, ALONE = "h5py + zarr, one process", "h5py read alone, one process"
@@ -33,7 +29,7 @@ def ours(source: Path, target: Path, memory: str) -> None:
 
     began = time.perf_counter()
     done = consolidate(source, target / "dataset", ConsolidateOptions(memory=memory))
-    say(began, done.peak_bytes)
+    told(began, done.peak_bytes)
 
 
 def peer(source: Path, target: Path, memory: str) -> None:  # noqa: ARG001
@@ -49,7 +45,7 @@ def peer(source: Path, target: Path, memory: str) -> None:  # noqa: ARG001
     for i, path in enumerate(paths):
         with h5py.File(path, "r") as file:
             whole[i * ROWS : (i + 1) * ROWS] = file[KEY][...]
-    say(began)
+    told(began)
 
 
 def alone(source: Path, target: Path, memory: str) -> None:  # noqa: ARG001
@@ -60,12 +56,12 @@ def alone(source: Path, target: Path, memory: str) -> None:  # noqa: ARG001
     for path in source.iterdir():
         with h5py.File(path, "r") as file:
             file[KEY][...]
-    say(began)
+    told(began)
 
 
-def say(began: float, peak_bytes: int = 0) -> None:
-    """The last line of a way: seconds, and the bytes of memory of its process tree where it measured them."""
-    print(json.dumps([time.perf_counter() - began, peak_bytes or peak_of_this_process()]))
+def told(began: float, peak_bytes: int = 0) -> None:
+    """Says the seconds of a way, and the bytes of memory of its process tree where it measured them."""
+    say([time.perf_counter() - began, peak_bytes or peak_of_this_process()])
 
 
 def peak_of_this_process() -> int:
@@ -95,42 +91,20 @@ def make_files(folder: Path, n: int) -> None:
         list(pool.map(make_file, [folder / f"{i}.h5" for i in range(n)]))
 
 
-def measure(way: str, source: Path, place: Path, memory: str) -> tuple[float, float]:
-    """Seconds and peak bytes of one way in a fresh process."""
-    target = Path(tempfile.mkdtemp(dir=place))
-    os.sync()
-    command = [sys.executable, __file__, "--way", way, "--source", str(source), "--dir", str(target)]
-    done = subprocess.run([*command, "--memory", memory], check=True, stdout=subprocess.PIPE, text=True)
-    shutil.rmtree(target)
-    seconds, peak = json.loads(done.stdout.splitlines()[-1])
-    return seconds, peak
-
-
 def main() -> None:
     """Measure every way in turn, a few rounds, and print the table."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--files", type=int, default=64)
-    options.add_argument("--rounds", type=int, default=3)
-    options.add_argument("--dir", type=Path, default=Path("/var/tmp"))
-    options.add_argument("--memory", default="1GB")
-    options.add_argument("--source", type=Path, help="a folder of such files that is there already")
-    options.add_argument("--way", choices=list(WAYS), help=argparse.SUPPRESS)
-    given = options.parse_args()
+    parser = options(__doc__, WAYS)
+    parser.add_argument("--files", type=int, default=64)
+    parser.add_argument("--memory", default="1GB")
+    given = parser.parse_args()
     if given.way:
         WAYS[given.way](given.source, given.dir, given.memory)
         return
-    place = Path(tempfile.mkdtemp(prefix="tsclust-bench-", dir=given.dir))
-    try:
-        source = given.source or place / "source"
-        if not source.exists():
-            make_files(source, given.files)
-        found: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
-        for _ in range(given.rounds):
-            for way in WAYS:
-                found[way].append(measure(way, source, place, given.memory))
-        show(found, len(list(source.iterdir())))
-    finally:
-        shutil.rmtree(place)
+    with place(given.dir) as here:
+        source = here / "source"
+        make_files(source, given.files)
+        more = ("--memory", given.memory)
+        show(in_turn(WAYS, given.rounds, lambda way: run(__file__, way, source, here, *more)[0]), given.files)
 
 
 def show(found: dict[str, list[tuple[float, float]]], n: int) -> None:

@@ -11,18 +11,15 @@ the first 2,000 shards, for each of them takes as long as the others; what is co
 
 from __future__ import annotations
 
-import argparse
 import os
-import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from consolidate import make_shards, ours, timed
+from ways import in_turn, make_shards, options, place, run, timed
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from fuse.mounting import far_away
@@ -38,6 +35,14 @@ class Took:
     seconds: float
     most: int
     mean: float
+
+
+def ours(source: Path, target: Path) -> None:
+    """Survey, plan, write, digests, fsync, publish."""
+    from tsclust_ooc.pipeline.consolidating import consolidate  # noqa: PLC0415
+
+    with timed():
+        consolidate(source, target / "dataset")
 
 
 def survey(source: Path, _target: Path) -> None:
@@ -93,40 +98,28 @@ WAYS = {
 }
 
 
-def measure(way: str, source: Path, place: Path, delay_ms: float) -> Took:
+def measure(way: str, source: Path, here: Path, delay_ms: float) -> Took:
     """One way in a fresh process on a fresh mount."""
-    target = Path(tempfile.mkdtemp(dir=place))
-    os.sync()
-    with far_away(source, target, delay_ms=0 if WAYS[way] is ceiling else delay_ms) as far:
-        command = [sys.executable, __file__, "--way", way, "--source", str(far.path), "--dir", str(target)]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    shutil.rmtree(target)
-    return Took(float(done.stdout.splitlines()[-1]), far.served["most_in_flight"], far.served["mean_in_flight"])
+    mount = Path(tempfile.mkdtemp(dir=here))
+    with far_away(source, mount, delay_ms=0 if WAYS[way] is ceiling else delay_ms) as far:
+        seconds, _ = run(__file__, way, far.path, here)
+    return Took(seconds, far.served["most_in_flight"], far.served["mean_in_flight"])
 
 
 def main() -> None:
     """Measure every way in turn, a few rounds, and print the table."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--shards", type=int, default=20_000)
-    options.add_argument("--delay-ms", type=float, default=2.0)
-    options.add_argument("--rounds", type=int, default=3)
-    options.add_argument("--dir", type=Path, default=Path("/var/tmp"))
-    options.add_argument("--way", choices=list(WAYS), help=argparse.SUPPRESS)
-    options.add_argument("--source", type=Path, help=argparse.SUPPRESS)
-    given = options.parse_args()
+    parser = options(__doc__, WAYS)
+    parser.add_argument("--shards", type=int, default=20_000)
+    parser.add_argument("--delay-ms", type=float, default=2.0)
+    given = parser.parse_args()
     if given.way:
         WAYS[given.way](given.source, given.dir)
         return
-    place = Path(tempfile.mkdtemp(prefix="tsclust-bench-", dir=given.dir))
-    try:
-        make_shards(place / "source" / "train", given.shards)
-        took: dict[str, list[Took]] = {way: [] for way in WAYS}
-        for _ in range(given.rounds):
-            for way in WAYS:
-                took[way].append(measure(way, place / "source", place, given.delay_ms))
+    with place(given.dir) as here:
+        source = here / "source"
+        make_shards(source / "train", given.shards)
+        took = in_turn(WAYS, given.rounds, lambda way: measure(way, source, here, given.delay_ms))
         show(took, given.shards, given.delay_ms)
-    finally:
-        shutil.rmtree(place)
 
 
 def show(took: dict[str, list[Took]], n: int, delay_ms: float) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 from large import make_files
+from ways import KEY, SHAPE, make_shards
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
@@ -28,7 +29,6 @@ from confined import Taken, run
 
 from tsclust_ooc.units import parse_bytes
 
-SHAPE, KEY = (7, 768), "embeddings"
 SURVEY_LIMIT = 500 * 10**6
 
 
@@ -54,19 +54,6 @@ CASES = (
     Case("large-local", "the same, --scheduler local", "large", ("--scheduler", "local")),
     Case("survey", "inspect, {:,} shards", "200000", (), SURVEY_LIMIT),
 )
-
-
-def make_shards(folder: Path, n: int) -> None:
-    """`n` contiguous shards: the bytes that h5py writes, but for the samples, which are put into a copy of them."""
-    folder.mkdir(parents=True)
-    first = folder / "0.h5"
-    with h5py.File(first, "w") as file:
-        file.create_dataset(KEY, data=np.zeros(SHAPE, "<f4"))
-        offset, size = file[KEY].id.get_offset(), file[KEY].id.get_storage_size()
-    whole, rng = first.read_bytes(), np.random.default_rng(0)
-    for i in range(n):
-        sample = rng.standard_normal(SHAPE, dtype=np.float32).tobytes()
-        (folder / f"{i}.h5").write_bytes(whole[:offset] + sample + whole[offset + size :])
 
 
 def make_compressed(folder: Path, n: int) -> None:

@@ -15,8 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import h5py
-import numpy as np
+from ways import make_shards
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 sys.path.insert(0, str(TESTS))
@@ -46,15 +45,6 @@ def slow(port, seconds):
         proxy.stdin.close()
 
 
-def make(folder, n):
-    """`n` shards of TimeKD's layout."""
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for i in range(n):
-        with h5py.File(folder / f"{i}.h5", "w") as file:
-            file["embeddings"] = rng.standard_normal((7, 768), dtype=np.float32)
-
-
 def timed(what, n, function):
     """Run it, and say how long it took."""
     began, worked = time.perf_counter(), time.process_time()
@@ -74,7 +64,7 @@ def main():
     with tempfile.TemporaryDirectory() as scratch, s3_server() as port:
         folder = Path(scratch)
         source = folder / "source"
-        make(source, n)
+        make_shards(source, n)
         with slow(port, given.milliseconds / 1000) as behind, environment(behind):
             where, _ = bucket(port)
             remote = Remote(f"s3://{where}/source")
@@ -85,7 +75,7 @@ def main():
             timed("list", n, lambda: found.extend(remote.objects()))
             timed(f"fetch {few} of them, one at a time", few, lambda: [remote.read(one.path) for one in found[:few]])
             with Mirror(remote, folder) as mirror:
-                timed("fetch to scratch, many at once", n, lambda: mirror.ahead(found).__enter__())
+                timed("fetch to scratch, many at once", n, lambda: mirror.bring(found).__enter__())
             options = replace(ConsolidateOptions(), scratch=folder)
             timed("consolidate URL to URL", n, lambda: consolidate(str(remote), f"s3://{where}/dataset", options))
             timed("consolidate the same files on disk", n, lambda: consolidate(source, folder / "local", options))
